@@ -1,0 +1,222 @@
+"""The ledger: what a run spent, as it happened, append-only and hash-chained.
+
+One JSON object a line: {"schema", "seq", "prev", "event", "data", "hash"}; `hash` is SHA-256 over the canonical JSON
+(sorted keys, no spaces) of the list [schema, seq, prev, event, data], `prev` the hash of the line before (64 zeros at the start). docs/run-folder.md lists the events.
+The ledger holds batch sizes as drawn, which are sensitive: it belongs to the run's owner and reviewer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from samelaw.contract.errors import LedgerError
+
+SCHEMA = "samelaw.ledger/1"
+GENESIS = "0" * 64
+EVENTS = ("open", "step", "settle", "checkpoint", "resume", "release")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the ledger."""
+
+    seq: int
+    prev: str
+    event: str
+    data: dict[str, Any]
+    hash: str
+
+    @classmethod
+    def make(cls, seq: int, prev: str, event: str, data: dict[str, Any]) -> Entry:
+        return cls(seq, prev, event, data, _hash(seq, prev, event, data))
+
+    def line(self) -> str:
+        record = {
+            "schema": SCHEMA,
+            "seq": self.seq,
+            "prev": self.prev,
+            "event": self.event,
+            "data": self.data,
+            "hash": self.hash,
+        }
+        return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+class Ledger:
+    """Append-only record of a run, in memory and, when `path` is given, on disk.
+
+    Every append is flushed to the operating system, so a killed process loses no entry; `sync` also asks the disk.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self.entries: list[Entry] = []
+        self._file: TextIOWrapper | None = None
+        if self.path is not None:
+            if self.path.exists():
+                raise LedgerError(
+                    f"{self.path} exists; a ledger is never overwritten. Resume with Ledger.reopen or choose another folder"
+                )
+            self._file = self.path.open("x", encoding="utf-8")
+
+    @classmethod
+    def reopen(cls, path: str | Path) -> Ledger:
+        """Open an existing ledger for appending, after checking its chain.
+
+        A last line that was cut by a crash (no newline, not valid JSON) is dropped from the file: it was never
+        acknowledged. Anything else that does not verify is an error.
+        """
+        ledger = cls()
+        ledger.path = Path(path)
+        raw = ledger.path.read_bytes()
+        whole, newline, torn = raw.rpartition(b"\n")
+        ledger.entries = list(
+            verify_lines((whole + newline).decode("utf-8", errors="strict"), where=str(path))
+        )
+        handle = ledger.path.open("r+", encoding="utf-8")
+        if torn:
+            handle.truncate(len(whole) + len(newline))
+        handle.seek(0, os.SEEK_END)
+        ledger._file = handle
+        return ledger
+
+    @property
+    def head(self) -> str:
+        """Hash of the last entry."""
+        return self.entries[-1].hash if self.entries else GENESIS
+
+    def append(self, event: str, data: dict[str, Any]) -> Entry:
+        if event not in EVENTS:
+            raise LedgerError(f"event must be one of {EVENTS}, got {event!r}")
+        entry = Entry.make(len(self.entries), self.head, event, data)
+        if self._file is not None:
+            self._file.write(entry.line() + "\n")
+            self._file.flush()
+        self.entries.append(entry)
+        return entry
+
+    def sync(self) -> None:
+        """Force the file to disk: before a checkpoint or a release refers to an entry."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self.sync()
+            self._file.close()
+            self._file = None
+
+
+def read_ledger(path: str | Path) -> list[Entry]:
+    """Read and verify a ledger file.
+
+    Raises:
+        LedgerError: a line is malformed, out of order, or does not hash to what it says.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise LedgerError(f"cannot read the ledger {path}: {cause}") from cause
+    return list(verify_lines(text, where=str(path)))
+
+
+def verify_lines(text: str, *, where: str) -> Iterator[Entry]:
+    """Yield the entries of a ledger, checking the chain line by line."""
+    prev = GENESIS
+    for number, line in enumerate(text.splitlines()):
+        place = f"{where}, line {number + 1}"
+        try:
+            record = json.loads(line)
+            entry = Entry(record["seq"], record["prev"], record["event"], record["data"], record["hash"])
+            schema = record["schema"]
+        except (ValueError, KeyError, TypeError) as cause:
+            raise LedgerError(f"{place} is not a ledger entry: {cause!r}") from cause
+        if (
+            schema != SCHEMA
+            or len(record) != 6
+            or entry.event not in EVENTS
+            or not isinstance(entry.data, dict)
+        ):
+            raise LedgerError(f"{place} is not an entry of {SCHEMA}")
+        if entry.seq != number or entry.prev != prev:
+            raise LedgerError(
+                f"{place}: the chain is broken (seq {entry.seq}, expected {number}); a line was removed, moved or added"
+            )
+        if _hash(entry.seq, entry.prev, entry.event, entry.data) != entry.hash:
+            raise LedgerError(f"{place}: the entry does not hash to what it says; it was edited")
+        prev = entry.hash
+        yield entry
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a verified ledger says was run, after resumes are resolved.
+
+    Attributes:
+        opened: data of the "open" entry.
+        steps: data of each step that counts, in step order; a step that was run again after a resume counts once,
+            and must have been the same step.
+        releases: data of each "release" entry.
+        resumes: number of resumes.
+    """
+
+    opened: dict[str, Any]
+    steps: list[dict[str, Any]]
+    releases: list[dict[str, Any]]
+    resumes: int
+
+
+def spent(entries: list[Entry]) -> Spent:
+    """Resolve a verified ledger into the steps that count.
+
+    Raises:
+        LedgerError: no or two openings; a step out of order; a step re-run after a resume differs from its first run
+            (other data or another sampler: its output would be a second release that nobody charged for).
+    """
+    if not entries or entries[0].event != "open" or any(e.event == "open" for e in entries[1:]):
+        raise LedgerError("a ledger starts with exactly one 'open' entry")
+    steps: list[dict[str, Any]] = []
+    next_step, resumes = 0, 0
+    releases: list[dict[str, Any]] = []
+    for entry in entries[1:]:
+        if entry.event == "resume":
+            resumes += 1
+            target = entry.data["step"]
+            if not 0 <= target <= len(steps):
+                raise LedgerError(
+                    f"entry {entry.seq} resumes at step {target}, but only {len(steps)} steps were run"
+                )
+            next_step = target
+        elif entry.event == "step":
+            if entry.data["step"] != next_step:
+                raise LedgerError(f"entry {entry.seq} is step {entry.data['step']}, expected {next_step}")
+            if next_step < len(steps):
+                if steps[next_step] != entry.data:
+                    raise LedgerError(
+                        f"entry {entry.seq} runs step {next_step} again, and differently: {steps[next_step]} then {entry.data}"
+                    )
+            else:
+                steps.append(entry.data)
+            next_step += 1
+        elif entry.event == "release":
+            if entry.data["step"] != next_step or next_step != len(steps):
+                raise LedgerError(
+                    f"entry {entry.seq} releases step {entry.data['step']}, but {len(steps)} steps were run"
+                )
+            releases.append(entry.data)
+    return Spent(entries[0].data, steps, releases, resumes)
+
+
+def _hash(seq: int, prev: str, event: str, data: dict[str, Any]) -> str:
+    body = json.dumps(
+        [SCHEMA, seq, prev, event, data], sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
+    return hashlib.sha256(body.encode()).hexdigest()
