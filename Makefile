@@ -1,0 +1,69 @@
+# Every target starts from a fresh clone on a machine with Python >= 3.11 and make: it creates .venv, installs the
+# exact versions in constraints.txt, installs samelaw itself (not editable: what is tested is what is installed), runs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := contract reference fast equivalence accounting workloads cli
+SOURCES := pyproject.toml $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*')
+DEPENDENCIES := $(VENV)/.dependencies
+PACKAGE := $(VENV)/.package
+VERIFY ?=
+PYTEST ?=
+
+.PHONY: help verify test test-slow test-gpu check docs golden benchmarks train clean
+
+help:
+	@echo "make verify      train both twins on MovieLens-100k, compare, price, report (VERIFY='--steps 50' passes options)"
+	@echo "make test        the test suite (PYTEST='-k noise' passes options)"
+	@echo "make test-slow   the long checks: 1e8 draws, 20 kills, every seeded fault through the command line"
+	@echo "make test-gpu    the checks that need a CUDA device"
+	@echo "make check       ruff, pyright and import-linter on the installed package"
+	@echo "make docs        the documentation as a web site, in build/site"
+	@echo "make golden      regenerate the golden vectors (a test fails when they differ)"
+	@echo "make benchmarks  noise and step time, a few minutes; results in benchmarks/results"
+	@echo "make clean       remove .venv and build"
+
+$(DEPENDENCIES): constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("samelaw needs Python >= 3.11; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel
+	@mkdir -p build && $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p['dependencies'], *p['optional-dependencies']['dev'], *p['optional-dependencies']['docs'], sep='\n')" > build/requirements.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement build/requirements.txt
+	@touch $@
+
+$(PACKAGE): $(DEPENDENCIES) $(SOURCES)
+	@rm -rf build/lib build/bdist.* samelaw.egg-info
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --force-reinstall .
+	@touch $@
+
+verify: $(PACKAGE)
+	$(BIN)/samelaw verify $(VERIFY)
+
+test: $(PACKAGE)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST)
+
+test-slow: $(PACKAGE)
+	$(BIN)/python -m pytest -m "slow" --timeout 3600 $(PYTEST)
+
+test-gpu: $(PACKAGE)
+	$(BIN)/python -m pytest -m "gpu" --timeout 3600 $(PYTEST)
+
+check: $(PACKAGE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config pyproject.toml
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(PACKAGE)
+	$(BIN)/mkdocs build --strict --site-dir build/site
+
+golden: $(PACKAGE)
+	$(BIN)/python tools/make_golden.py
+
+benchmarks: $(PACKAGE)
+	$(BIN)/python benchmarks/noise.py
+	$(BIN)/python benchmarks/step_time.py
+
+clean:
+	rm -rf $(VENV) build samelaw.egg-info
