@@ -77,9 +77,7 @@ class Ledger:
         ledger.path = Path(path)
         raw = ledger.path.read_bytes()
         whole, newline, torn = raw.rpartition(b"\n")
-        ledger.entries = list(
-            verify_lines((whole + newline).decode("utf-8", errors="strict"), where=str(path))
-        )
+        ledger.entries = list(verify_lines((whole + newline).decode("utf-8", errors="strict"), where=str(path)))
         handle = ledger.path.open("r+", encoding="utf-8")
         if torn:
             handle.truncate(len(whole) + len(newline))
@@ -139,12 +137,7 @@ def verify_lines(text: str, *, where: str) -> Iterator[Entry]:
             schema = record["schema"]
         except (ValueError, KeyError, TypeError) as cause:
             raise LedgerError(f"{place} is not a ledger entry: {cause!r}") from cause
-        if (
-            schema != SCHEMA
-            or len(record) != 6
-            or entry.event not in EVENTS
-            or not isinstance(entry.data, dict)
-        ):
+        if schema != SCHEMA or len(record) != 6 or entry.event not in EVENTS or not isinstance(entry.data, dict):
             raise LedgerError(f"{place} is not an entry of {SCHEMA}")
         if entry.seq != number or entry.prev != prev:
             raise LedgerError(
@@ -191,9 +184,7 @@ def spent(entries: list[Entry]) -> Spent:
             resumes += 1
             target = entry.data["step"]
             if not 0 <= target <= len(steps):
-                raise LedgerError(
-                    f"entry {entry.seq} resumes at step {target}, but only {len(steps)} steps were run"
-                )
+                raise LedgerError(f"entry {entry.seq} resumes at step {target}, but only {len(steps)} steps were run")
             next_step = target
         elif entry.event == "step":
             if entry.data["step"] != next_step:
@@ -216,7 +207,5 @@ def spent(entries: list[Entry]) -> Spent:
 
 
 def _hash(seq: int, prev: str, event: str, data: dict[str, Any]) -> str:
-    body = json.dumps(
-        [SCHEMA, seq, prev, event, data], sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
+    body = json.dumps([SCHEMA, seq, prev, event, data], sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(body.encode()).hexdigest()

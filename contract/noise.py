@@ -66,9 +66,7 @@ class NoiseKey:
         """A key that anybody who guesses `seed` can recompute: for tests and comparisons, never for a release."""
         if seed < 0:
             raise InputError(f"seed must be >= 0, got {seed}")
-        return cls.from_bytes(
-            hashlib.sha256(b"samelaw seed key v1:" + str(seed).encode()).digest(), origin="seed"
-        )
+        return cls.from_bytes(hashlib.sha256(b"samelaw seed key v1:" + str(seed).encode()).digest(), origin="seed")
 
     @classmethod
     def from_bytes(cls, raw: bytes, *, origin: str = "file") -> NoiseKey:
@@ -130,8 +128,6 @@ def check_address(*, table: int, largest_row: int, largest_step: int, dim: int) 
         ("step", largest_step, STEP_BITS),
     ):
         if not 0 <= value < 1 << bits:
-            raise AddressError(
-                f"{name} must be in 0..2^{bits}-1, got {value}: a wrapped address would repeat a draw"
-            )
+            raise AddressError(f"{name} must be in 0..2^{bits}-1, got {value}: a wrapped address would repeat a draw")
     if not 1 <= dim <= LARGEST_DIM:
         raise AddressError(f"dim must be in 1..2^28, got {dim}: split the table by columns")

@@ -34,10 +34,7 @@ class Schedule:
             raise InputError(f"steps must be in 1..2^31, got {self.steps}")
         if len(self.starts) != len(self.rates) or not self.starts or self.starts[0] != 0:
             raise InputError("a schedule needs one rate per segment, and its first segment starts at step 0")
-        if (
-            any(a >= b for a, b in zip(self.starts, self.starts[1:], strict=False))
-            or self.starts[-1] >= self.steps
-        ):
+        if any(a >= b for a, b in zip(self.starts, self.starts[1:], strict=False)) or self.starts[-1] >= self.steps:
             raise InputError(f"segment starts must increase and stay below steps={self.steps}")
         if not all(math.isfinite(r) and r >= 0 for r in self.rates) or not any(r > 0 for r in self.rates):
             raise InputError("learning rates must be finite and >= 0, and at least one must be > 0")
@@ -49,23 +46,17 @@ class Schedule:
     @classmethod
     def piecewise(cls, boundaries: Sequence[int], rates: Sequence[float], *, steps: int) -> Schedule:
         """rates[i] from boundaries[i-1] on; `rates` has one more entry than `boundaries`."""
-        return cls(
-            (0, *boundaries), tuple(map(float, rates)), steps, f"piecewise({list(boundaries)}, {list(rates)})"
-        )
+        return cls((0, *boundaries), tuple(map(float, rates)), steps, f"piecewise({list(boundaries)}, {list(rates)})")
 
     @classmethod
-    def from_function(
-        cls, rate_of: Callable[[int], float], *, steps: int, name: str | None = None
-    ) -> Schedule:
+    def from_function(cls, rate_of: Callable[[int], float], *, steps: int, name: str | None = None) -> Schedule:
         """Tabulate rate_of(step) for every step, before training. Up to 2^24 steps.
 
         Raises:
             DataDependentRateError: two calls with the same step give two rates.
         """
         if not 1 <= steps <= 1 << 24:
-            raise InputError(
-                f"a tabulated schedule has 1..2^24 steps, got {steps}; use piecewise for longer runs"
-            )
+            raise InputError(f"a tabulated schedule has 1..2^24 steps, got {steps}; use piecewise for longer runs")
         rates = [float(rate_of(step)) for step in range(steps)]
         for step in {0, steps // 2, steps - 1}:
             if float(rate_of(step)) != rates[step]:
@@ -136,13 +127,9 @@ class NoiseClock:
         factor = noise_multiplier * clip_norm / expected_batch_size
         with np.errstate(over="raise"):
             try:
-                scales = np.array([rate * factor for rate in schedule.rates], dtype=np.float64).astype(
-                    np.float32
-                )
+                scales = np.array([rate * factor for rate in schedule.rates], dtype=np.float64).astype(np.float32)
             except FloatingPointError as cause:
-                raise InputError(
-                    "lr * noise_multiplier * clip_norm / expected_batch_size overflows float32"
-                ) from cause
+                raise InputError("lr * noise_multiplier * clip_norm / expected_batch_size overflows float32") from cause
         squares = scales.astype(np.float64) ** 2  # exact: a float32 has 24 bits
         starts = np.array(schedule.starts, dtype=np.int64)
         lengths = np.diff(np.append(starts, schedule.steps))
@@ -167,9 +154,7 @@ class NoiseClock:
 
     def std(self, ticks: np.ndarray) -> np.ndarray:
         """Standard deviation of a span of `ticks`: fl32(2^k * fl64(sqrt(fl64(ticks))))."""
-        return np.ldexp(np.sqrt(np.asarray(ticks, dtype=np.int64).astype(np.float64)), self.exponent).astype(
-            np.float32
-        )
+        return np.ldexp(np.sqrt(np.asarray(ticks, dtype=np.int64).astype(np.float64)), self.exponent).astype(np.float32)
 
     def _segment(self, steps: np.ndarray | np.int64) -> np.ndarray:
         return np.searchsorted(self.starts, steps, side="right") - 1
