@@ -83,8 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train with the lazy trainer and write a run folder",
-        description="Trains a DLRM with the lazy trainer, with held-out AUC as it goes, and writes the same kind of run "
-        "folder as verify: settled weights, ledger, manifest, report.",
+        description="Trains a DLRM with the lazy trainer, with held-out AUC as it goes, and writes the same kind of "
+        "run folder as verify: settled weights, ledger, manifest, report.",
     )
     _add_data_options(train, default=None)
     train.add_argument(

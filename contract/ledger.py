@@ -1,7 +1,8 @@
 """The ledger: what a run spent, as it happened, append-only and hash-chained.
 
-One JSON object a line: {"schema", "seq", "prev", "event", "data", "hash"}; `hash` is SHA-256 over the canonical JSON
-(sorted keys, no spaces) of the list [schema, seq, prev, event, data], `prev` the hash of the line before (64 zeros at the start). docs/run-folder.md lists the events.
+One JSON object a line: {"schema", "seq", "prev", "event", "data", "hash"}. `hash` is SHA-256 over the canonical JSON
+(sorted keys, no spaces) of the list [schema, seq, prev, event, data]; `prev` is the hash of the line before (64 zeros
+at the start). docs/run-folder.md lists the events.
 The ledger holds batch sizes as drawn, which are sensitive: it belongs to the run's owner and reviewer.
 """
 
@@ -62,7 +63,8 @@ class Ledger:
         if self.path is not None:
             if self.path.exists():
                 raise LedgerError(
-                    f"{self.path} exists; a ledger is never overwritten. Resume with Ledger.reopen or choose another folder"
+                    f"{self.path} exists; a ledger is never overwritten. "
+                    "Resume with Ledger.reopen or choose another folder"
                 )
             self._file = self.path.open("x", encoding="utf-8")
 
@@ -137,7 +139,7 @@ def verify_lines(text: str, *, where: str) -> Iterator[Entry]:
             schema = record["schema"]
         except (ValueError, KeyError, TypeError) as cause:
             raise LedgerError(f"{place} is not a ledger entry: {cause!r}") from cause
-        if schema != SCHEMA or len(record) != 6 or entry.event not in EVENTS or not isinstance(entry.data, dict):
+        if schema != SCHEMA or len(record) != 6 or entry.event not in EVENTS or type(record["data"]) is not dict:
             raise LedgerError(f"{place} is not an entry of {SCHEMA}")
         if entry.seq != number or entry.prev != prev:
             raise LedgerError(
@@ -192,7 +194,8 @@ def spent(entries: list[Entry]) -> Spent:
             if next_step < len(steps):
                 if steps[next_step] != entry.data:
                     raise LedgerError(
-                        f"entry {entry.seq} runs step {next_step} again, and differently: {steps[next_step]} then {entry.data}"
+                        f"entry {entry.seq} runs step {next_step} again, and differently: "
+                        f"{steps[next_step]} then {entry.data}"
                     )
             else:
                 steps.append(entry.data)

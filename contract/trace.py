@@ -57,7 +57,8 @@ class Lookup:
         if self.ids.size and not (self.ids.min() >= 0 and self.ids.max() < rows):
             bad = int(np.flatnonzero((self.ids < 0) | (self.ids >= rows))[0])
             raise InputError(
-                f"table {self.table!r} has {rows} rows; id {int(self.ids[bad])} at position {bad} is out of range 0..{rows - 1}"
+                f"table {self.table!r} has {rows} rows; id {int(self.ids[bad])} at position {bad} "
+                f"is out of range 0..{rows - 1}"
             )
 
     def __repr__(self) -> str:  # traces are sensitive: shapes only

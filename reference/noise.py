@@ -99,9 +99,7 @@ def words(
     if rows.size:
         for row, step in ((int(rows.min()), int(steps.min())), (int(rows.max()), int(steps.max()))):
             check_address(table=table, largest_row=row, largest_step=step, dim=blocks * NORMALS_PER_BLOCK)
-    counter = address(
-        purpose, table, rows[:, None], steps[:, None], np.arange(blocks, dtype=np.int64)[None, :]
-    )
+    counter = address(purpose, table, rows[:, None], steps[:, None], np.arange(blocks, dtype=np.int64)[None, :])
     return chacha_block(stream.key.array(), counter, rounds=stream.rounds)
 
 
@@ -114,21 +112,17 @@ def bm32(
     within a quadrant takes bits 8..29 of `b`; bit 30 swaps the outputs and bit 31 flips the cosine's sign.
     """
     radius = np.sqrt(minus_two_log_uniform(a, b))
-    angle = (
-        ((b >> np.uint32(8)) & np.uint32(0x3FFFFF)).astype(np.float32) - np.float32(2097151.5)
-    ) * ANGLE_STEP
+    angle = (((b >> np.uint32(8)) & np.uint32(0x3FFFFF)).astype(np.float32) - np.float32(2097151.5)) * ANGLE_STEP
     square = angle * angle
     sine = radius * (_horner(SIN_COEFFICIENTS, square) * angle)
-    cosine = (
-        (radius * _horner(COS_COEFFICIENTS, square)).view(np.uint32) ^ (b & np.uint32(0x80000000))
-    ).view(np.float32)
+    cosine = ((radius * _horner(COS_COEFFICIENTS, square)).view(np.uint32) ^ (b & np.uint32(0x80000000))).view(
+        np.float32
+    )
     swap = (b & np.uint32(0x40000000)) != 0
     return np.where(swap, sine, cosine), np.where(swap, cosine, sine)
 
 
-def minus_two_log_uniform(
-    a: UInt32[np.ndarray, "*n"], b: UInt32[np.ndarray, "*n"]
-) -> Float32[np.ndarray, "*n"]:
+def minus_two_log_uniform(a: UInt32[np.ndarray, "*n"], b: UInt32[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n"]:
     """-2 ln((u + 1/2) / 2^40) for the 40-bit integer u made of `a` and the low byte of `b`."""
     high = (a >> np.uint32(8)).astype(np.float32)
     low = (((a & np.uint32(255)) << np.uint32(8)) | (b & np.uint32(255))).astype(np.float32)
@@ -167,11 +161,7 @@ def uniform_words(
 ) -> UInt64[np.ndarray, "count"]:
     """`count` uniform 64-bit words: number i is words 2j (low) and 2j + 1 (high) of row i // 8, with j = i % 8."""
     rows = np.arange(-(-count // 8), dtype=np.int64)
-    drawn = (
-        words(stream, purpose, table, rows, np.full_like(rows, step), blocks=1)
-        .reshape(-1, 2)
-        .astype(np.uint64)
-    )
+    drawn = words(stream, purpose, table, rows, np.full_like(rows, step), blocks=1).reshape(-1, 2).astype(np.uint64)
     return ((drawn[:, 1] << np.uint64(32)) | drawn[:, 0])[:count]
 
 
@@ -179,9 +169,7 @@ def _rotate_left(x: UInt32[np.ndarray, "*n"], bits: int) -> UInt32[np.ndarray, "
     return (x << np.uint32(bits)) | (x >> np.uint32(32 - bits))
 
 
-def _horner(
-    coefficients: Float32[np.ndarray, "degree"], t: Float32[np.ndarray, "*n"]
-) -> Float32[np.ndarray, "*n"]:
+def _horner(coefficients: Float32[np.ndarray, "degree"], t: Float32[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n"]:
     """Polynomial by Horner's rule, highest power first; every product and sum is rounded to float32."""
     value = np.full_like(t, coefficients[0])
     for coefficient in coefficients[1:]:
