@@ -1,0 +1,1 @@
+"""The CPU backend: numba kernels, full-width vectors, threads that never change a bit."""
