@@ -1,0 +1,201 @@
+"""The tests of law are themselves tested: they hold on true draws at the stated rate, and see what they say they see.
+
+Rates: with R replicates of an event of probability p, the count exceeds stats.binom.isf(1e-6, R, p) with probability
+<= 1e-6; the seeds are literal, so each test here either passes always or never.
+"""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from samelaw.contract.evidence import Verdict
+from samelaw.equivalence import laws
+
+REPLICATES = 1500
+FALSE_ALARM = 0.01
+FALSE_PASS = 0.05
+
+# name -> test at the rates above, on a vector of samples
+TESTS = {
+    "scale": lambda z: laws.scale(z, margin=0.1, false_alarm=FALSE_ALARM, false_pass=FALSE_PASS),
+    "mean": lambda z: laws.mean(z, false_alarm=FALSE_ALARM, false_pass=FALSE_PASS),
+    "ks": lambda z: laws.kolmogorov_smirnov(z, false_alarm=FALSE_ALARM, false_pass=FALSE_PASS),
+    "ad": lambda z: laws.anderson_darling(z, false_alarm=FALSE_ALARM, false_pass=FALSE_PASS),
+    "tail": lambda z: laws.tail_count(z, 2.0, false_alarm=FALSE_ALARM, false_pass=FALSE_PASS),
+    "largest": lambda z: laws.largest(z, false_alarm=FALSE_ALARM),
+    "correlation": lambda z: laws.correlation(
+        z[: z.size // 2], z[z.size // 2 :], false_alarm=FALSE_ALARM, false_pass=FALSE_PASS
+    ),
+}
+CONSERVATIVE = {"ks", "tail"}  # Massart's bound, and a discrete statistic: at most the stated rate, not exactly
+
+
+def rejections(test, replicates, draw):
+    return sum(test(draw()).verdict is Verdict.REFUTED for _ in range(replicates))
+
+
+@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("n", [128, 4000])
+def test_true_draws_are_rejected_at_the_stated_rate(name, n):
+    rng = np.random.default_rng(11)
+    rejected = rejections(TESTS[name], REPLICATES, lambda: rng.standard_normal(n))
+    assert rejected <= stats.binom.isf(1e-6, REPLICATES, FALSE_ALARM)
+    if name not in CONSERVATIVE:
+        assert rejected >= stats.binom.ppf(1e-6, REPLICATES, FALSE_ALARM)
+        assert rejected > 0
+
+
+def plant(name, detectable, rng, n):
+    """Samples with a gap of exactly the size that the test says it detects."""
+    z = rng.standard_normal(n)
+    match name:
+        case "scale" | "ad":
+            return z * (1 + detectable)
+        case "mean":
+            return z + detectable
+        case "tail":  # move mass from the body into the tail: P(|z| > 2) grows by the factor
+            rate = 2 * stats.norm.sf(2.0)
+            extra = rng.random(n) < rate * (detectable - 1) / (1 - rate)
+            return np.where(extra & (np.abs(z) <= 2), 2.5, z)
+        case "largest":
+            return stats.norm.ppf(
+                stats.norm.cdf(-detectable) + rng.random(n) * (stats.norm.cdf(detectable) - stats.norm.cdf(-detectable))
+            )
+        case "correlation":
+            half = n // 2
+            z[half:] = detectable * z[:half] + math.sqrt(1 - detectable**2) * z[half:]
+            return z
+        case "ks":  # a mixture whose distribution function is `detectable` away at 0
+            return np.where(rng.random(n) < 2 * detectable, np.abs(z), z)
+    raise AssertionError(name)
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_a_gap_of_the_detectable_size_is_rejected_with_the_stated_power(name):
+    n, replicates = 4000, 600
+    rng = np.random.default_rng(12)
+    detectable = TESTS[name](rng.standard_normal(n)).detectable
+    assert detectable is not None
+    rejected = rejections(TESTS[name], replicates, lambda: plant(name, detectable, rng, n))
+    power = 1.0 if name == "largest" else 1 - FALSE_PASS
+    if name == "ad":
+        power -= 0.04  # its power is a normal approximation, to first order in the gap
+    assert rejected >= stats.binom.ppf(1e-6, replicates, power)
+
+
+@pytest.mark.parametrize("name", ["scale", "ad", "mean", "correlation"])
+def test_half_the_detectable_gap_is_often_missed(name):
+    """The detectable gap is not padded: half of it escapes at least half of the time."""
+    n, replicates = 4000, 300
+    rng = np.random.default_rng(13)
+    detectable = TESTS[name](rng.standard_normal(n)).detectable
+    rejected = rejections(TESTS[name], replicates, lambda: plant(name, detectable / 2, rng, n))
+    assert rejected <= replicates / 2
+
+
+@pytest.mark.parametrize("factor", [0.97, 1.03, math.sqrt(3 / 4), 0.0, 2.0])
+def test_a_wrong_scale_is_rejected_at_the_working_error_rates(factor):
+    z = factor * np.random.default_rng(14).standard_normal(200_000)
+    result = laws.scale(z, margin=0.02)
+    assert result.verdict is Verdict.REFUTED
+    assert result.detectable < 0.02  # an off-by-one at 4 owed steps is a 0.13 gap, at 40 it is 0.012
+    assert laws.anderson_darling(z).verdict is Verdict.REFUTED
+
+
+def test_equivalence_is_concluded_only_with_enough_samples():
+    rng = np.random.default_rng(15)
+    assert laws.scale(rng.standard_normal(1_000), margin=0.02).verdict is Verdict.NOT_REFUTED
+    assert laws.scale(rng.standard_normal(300_000), margin=0.02).verdict is Verdict.EQUIVALENT
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_equivalence_at_the_margin_itself_is_concluded_no_more_often_than_stated(sign):
+    margin, n, replicates = 0.05, 4000, 2000
+    rng = np.random.default_rng(16)
+    concluded = sum(
+        laws.scale(
+            math.exp(sign * margin) * rng.standard_normal(n),
+            margin=margin,
+            false_alarm=1e-9,  # so that the chi-square test does not refute first
+            false_pass=FALSE_PASS,
+        ).verdict
+        is Verdict.EQUIVALENT
+        for _ in range(replicates)
+    )
+    assert stats.binom.ppf(1e-6, replicates, FALSE_PASS) <= concluded <= stats.binom.isf(1e-6, replicates, FALSE_PASS)
+
+
+def test_the_anderson_darling_tail_is_covered_by_its_closed_form():
+    """P(A^2 > x) by inversion of the characteristic function (Imhof), against 1.1 sqrt(3) erfc(sqrt(x))."""
+    lam = 1 / np.array([j * (j + 1.0) for j in range(1, 2001)])
+
+    def tail(x):
+        def integrand(u):
+            angle = 0.5 * np.sum(np.arctan(lam * u)) - 0.5 * x * u
+            return np.sin(angle) / (u * np.exp(0.25 * np.sum(np.log1p((lam * u) ** 2))))
+
+        return 0.5 + integrate.quad(integrand, 0, 400, limit=2000, epsabs=1e-12)[0] / math.pi
+
+    for x in (3.8, 5.0, 7.0):
+        exact, closed = tail(x), 1.1 * math.sqrt(3) * math.erfc(math.sqrt(x))
+        assert exact <= closed <= 1.12 * exact
+
+
+@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_samples_that_are_not_finite_never_pass(name, bad):
+    z = np.random.default_rng(17).standard_normal(4000)
+    z[123] = bad
+    with np.errstate(invalid="ignore"):
+        assert TESTS[name](z).verdict is Verdict.REFUTED
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_no_samples_is_not_a_pass(name):
+    assert TESTS[name](np.empty(0)).verdict is Verdict.NOT_ASSESSED
+
+
+def test_repeated_rows_are_found_to_the_bit_and_to_a_tolerance():
+    rng = np.random.default_rng(18)
+    rows = rng.standard_normal((50_000, 8))
+    assert laws.duplicates(rows).verdict is Verdict.NOT_REFUTED
+    assert laws.duplicates(rows, within=1e-4).verdict is Verdict.NOT_REFUTED
+    rows[40_000] = rows[17]
+    assert laws.duplicates(rows).verdict is Verdict.REFUTED
+    rows[40_000] += 5e-5 * rng.uniform(-1, 1, 8)
+    assert laws.duplicates(rows).verdict is Verdict.NOT_REFUTED
+    assert laws.duplicates(rows, within=1e-4).verdict is Verdict.REFUTED
+
+
+def test_duplicates_of_short_rows_are_not_assessed():
+    """Two single float32 normals coincide by chance: only vectors tell a copy."""
+    rows = np.random.default_rng(19).standard_normal((50_000, 1))
+    assert laws.duplicates(rows).verdict is Verdict.NOT_ASSESSED
+    assert laws.duplicates(rows, within=1e-4).verdict is Verdict.NOT_ASSESSED
+
+
+def test_many_copies_of_one_row_do_not_take_quadratic_time():
+    rows = np.random.default_rng(20).standard_normal((100_000, 8))
+    rows[:90_000] = rows[0]
+    result = laws.duplicates(rows, within=1e-4)
+    assert result.verdict is Verdict.REFUTED
+    assert result.statistic == 89_999
+
+
+def test_unchanged_rows_are_those_whose_every_bit_is_the_same():
+    before = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]], dtype=np.float32)
+    after = np.array([[-0.0, 1.0], [2.0, 3.0], [4.0, 6.0]], dtype=np.float32)
+    assert laws.unchanged_rows(before, after).tolist() == [False, True, False]
+
+
+def test_power_agrees_with_the_stated_facts():
+    """Sample sizes at false alarm 1e-6 and power .99, from an independent table (two digits)."""
+    rates = {"false_alarm": 1e-6, "false_pass": 0.01}
+    assert laws.scale(np.ones(260_000), margin=1, **rates).detectable == pytest.approx(0.01, rel=0.02)
+    assert laws.scale(np.ones(9_900), margin=1, **rates).detectable == pytest.approx(0.05, rel=0.05)
+    assert laws.anderson_darling(np.ones(700_000), **rates).detectable == pytest.approx(0.01, rel=0.05)
+    assert laws.mean(np.zeros(520_000), **rates).detectable == pytest.approx(0.01, rel=0.02)
+    z = np.random.default_rng(21).standard_normal(520_000)
+    assert laws.correlation(z, z, **rates).detectable == pytest.approx(0.01, rel=0.02)
