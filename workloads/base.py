@@ -15,7 +15,7 @@ from samelaw.contract.trace import Batch, Feature, FeatureBags
 
 UNIT_OF_PRIVACY = "one example, which is one rating or one line: a person who gave several is not one unit"
 
-Bags = tuple[Integer[np.ndarray, "ids"], Int64[np.ndarray, "examples_plus_1"]]
+Bags = tuple[Integer[np.ndarray, "..."], Int64[np.ndarray, "examples_plus_1"]]
 
 
 class DatasetUnavailable(DataError):
@@ -181,7 +181,8 @@ def split(examples: Dataset, test: Bool[np.ndarray, "examples"], *, name: str) -
     return parts
 
 
-def scaled(value: np.ndarray, low: float, high: float) -> Float32[np.ndarray, "examples"]:
-    """Map the declared range low..high onto -1..1; values outside the declared range are clipped to its ends."""
+def scaled(value: np.ndarray, bounds: tuple[int, int]) -> Float32[np.ndarray, "examples"]:
+    """Map a declared range onto -1..1; values outside it are clipped to its ends."""
+    low, high = bounds
     unit = (np.clip(value.astype(np.float64), low, high) - low) / (high - low)
     return (2.0 * unit - 1.0).astype(np.float32)

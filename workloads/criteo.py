@@ -9,8 +9,8 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
@@ -114,8 +114,8 @@ def read_chunks(path: Path, reader: LineReader, *, chunk_bytes: int = CHUNK_BYTE
         ) from cause
 
 
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _open(path: Path) -> BufferedIOBase:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def parse_chunk(text: bytes, reader: LineReader, *, where: str, first_line: int) -> Chunk:
@@ -253,7 +253,7 @@ class _Columns:
         return ids, np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(present)])
 
 
-def log_scale(integers: Int64[np.ndarray, "lines 13"]) -> Float32[np.ndarray, "lines 13"]:
+def log_scale(integers: Int64[np.ndarray, "lines columns"]) -> Float32[np.ndarray, "lines columns"]:
     """log(1 + max(x, 0)) / 16: no constant of it comes from the data, and it stays below 1.5 for ten digits."""
     return (np.log1p(np.maximum(integers, 0).astype(np.float64)) / LOG_CEILING).astype(np.float32)
 

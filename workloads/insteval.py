@@ -125,7 +125,7 @@ def _checked(table: Int64[np.ndarray, "ratings 7"]) -> Int64[np.ndarray, "rating
 
 def _workload(table: Int64[np.ndarray, "ratings 7"], reader: LineReader) -> Workload:
     student, lecturer, student_age, lecture_age, service, department, stars = table.T
-    dense = (scaled(service, 0, 1), scaled(student_age, 0, 8), scaled(lecture_age, 0, LECTURE_AGES))
+    dense = (scaled(service, (0, 1)), scaled(student_age, (0, 8)), scaled(lecture_age, (0, LECTURE_AGES)))
     bags = (
         one_each(student - 1),
         one_each(lecturer - 1),

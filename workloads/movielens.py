@@ -210,10 +210,10 @@ def _examples(table: np.ndarray, users: Mapping[int, User], films: Mapping[int, 
     year = np.array([YEARS[0] if known is None else known for known, _, _ in by_film])[film]
     year_known = np.array([known is not None for known, _, _ in by_film])[film]
     dense = (
-        scaled(age, *AGES),
-        np.where(year_known, scaled(year, *YEARS), np.float32(0)),
+        scaled(age, AGES),
+        np.where(year_known, scaled(year, YEARS), np.float32(0)),
         np.where(year_known, np.float32(1), np.float32(0)),
-        scaled(moment, *PERIOD),
+        scaled(moment, PERIOD),
     )
     bags: tuple[Bags, ...] = (
         one_each(user - 1),

@@ -88,7 +88,9 @@ def read_integer_columns(content: bytes, *, where: str) -> dict[str, Int64[np.nd
         DataError: the bytes are not such a table, or the pickle names anything unexpected.
     """
     try:
-        plain = lzma.LZMADecompressor().decompress(content, max_length=_MAX_BYTES)
+        unpacker = lzma.LZMADecompressor()
+        plain = unpacker.decompress(content, max_length=_MAX_BYTES)
+        _require(unpacker.eof, f"end: cut short, or larger than {_MAX_BYTES} bytes")
         frame = _InertUnpickler(io.BytesIO(plain)).load()
     except DataError as cause:
         raise DataError(f"{where}: {cause}; it is not loaded") from None
