@@ -112,14 +112,25 @@ def bm32(
     within a quadrant takes bits 8..29 of `b`; bit 30 swaps the outputs and bit 31 flips the cosine's sign.
     """
     radius = np.sqrt(minus_two_log_uniform(a, b))
-    angle = (((b >> np.uint32(8)) & np.uint32(0x3FFFFF)).astype(np.float32) - np.float32(2097151.5)) * ANGLE_STEP
-    square = angle * angle
-    sine = radius * (_horner(SIN_COEFFICIENTS, square) * angle)
-    cosine = ((radius * _horner(COS_COEFFICIENTS, square)).view(np.uint32) ^ (b & np.uint32(0x80000000))).view(
-        np.float32
-    )
+    sine_factor, cosine_factor = sine_and_cosine(angle(b))
+    sine = radius * sine_factor
+    cosine = ((radius * cosine_factor).view(np.uint32) ^ (b & np.uint32(0x80000000))).view(np.float32)
     swap = (b & np.uint32(0x40000000)) != 0
     return np.where(swap, sine, cosine), np.where(swap, cosine, sine)
+
+
+def angle(b: UInt32[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n"]:
+    """The angle within a quadrant, in right angles: (k - 2^21 + 1/2) / 2^22 for the 22-bit k in bits 8..29 of `b`."""
+    k = ((b >> np.uint32(8)) & np.uint32(0x3FFFFF)).astype(np.float32)
+    return (k - np.float32(2097151.5)) * ANGLE_STEP
+
+
+def sine_and_cosine(
+    turn: Float32[np.ndarray, "*n"],
+) -> tuple[Float32[np.ndarray, "*n"], Float32[np.ndarray, "*n"]]:
+    """Sine and cosine of an angle in right angles, -1/2 < turn < 1/2."""
+    square = turn * turn
+    return _horner(SIN_COEFFICIENTS, square) * turn, _horner(COS_COEFFICIENTS, square)
 
 
 def minus_two_log_uniform(a: UInt32[np.ndarray, "*n"], b: UInt32[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n"]:
