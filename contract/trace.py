@@ -43,7 +43,11 @@ class Lookup:
         lengths = np.diff(self.offsets)
         if self.offsets.size == 0 or self.offsets[0] != 0 or self.offsets[-1] != self.ids.size or (lengths < 0).any():
             raise InputError(f"offsets of table {self.table!r} must rise from 0 to the number of ids ({self.ids.size})")
-        if self.example_of_bag.size != lengths.size or (np.diff(self.example_of_bag) < 0).any():
+        if (
+            self.example_of_bag.size != lengths.size
+            or (self.example_of_bag < 0).any()
+            or (np.diff(self.example_of_bag) < 0).any()
+        ):
             raise InputError(f"example_of_bag of table {self.table!r} must name one example per bag, in order")
         if self.weights is not None and (self.pooling is not Pooling.SUM or self.weights.size != self.ids.size):
             raise InputError(f"weights of table {self.table!r} need sum pooling and one weight per id")
