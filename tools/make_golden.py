@@ -146,19 +146,20 @@ TRANSFORMS = (
     ("quadrant-3", 0x12345678, 0xCABCDEF1, "no-swap"),
     ("low-byte-of-b", 0x00000001, 0x000000A7, "radius-32-bits"),
     ("low-byte-of-a", 0x000000FF, 0x00000000, "radius-24-bits"),
-    ("tie-down", 0x00008000, 0x00000000, "round-half-up"),
-    ("tie-up", 0x00008000, 0x00000001, "truncate-sum"),
-    ("long-sum", 0x5D3A91C7, 0x1B5A3C80, "double-sum"),
-    ("range-edge-above", 0x16A09E66, 0x00123480, "range-1-to-2"),
-    ("range-edge-below", 0x16A09E65, 0x00123400, "fused"),
+    ("tie-down", 0x0000C0F3, 0x36F675A6, "round-half-up"),
+    ("tie-up", 0x00009E57, 0xB27159A1, "truncate-sum"),
+    ("long-sum", 0xB394FB36, 0x4F426DCB, "double-sum"),
+    ("range-bottom", 0x002D413C, 0x13D531C0, "libm-log"),
+    ("range-top", 0x0016A09E, 0xC6B0F840, "fused"),
+    ("large-mantissa", 0x1F123456, 0x1DF9FD78, "range-1-to-2"),
     ("angle-first", 0x2468ACE0, 0x00000013, "angle-off-by-half"),
     ("angle-last", 0x2468ACE0, 0x3FFFFF13, "angle-off-by-half"),
     ("angle-below-zero", 0x2468ACE0, 0x1FFFFF13, "angle-unsigned"),
     ("angle-above-zero", 0x2468ACE0, 0x20000013, "angle-off-by-half"),
-    ("ordinary-1", 0x9E3779B9, 0x7F4A7C15, "libm-log"),
+    ("ordinary-1", 0x62C33A4F, 0xE3151288, "libm-log"),
     ("ordinary-2", 0xC2B2AE35, 0x85EBCA6B, "libm-angle"),
-    ("ordinary-3", 0x27D4EB2F, 0x165667B1, "fused"),
-    ("ordinary-4", 0xD3A2646C, 0xFD7046C5, "approximate-sqrt"),
+    ("ordinary-3", 0xD269A9A5, 0x72158370, "fused"),
+    ("ordinary-4", 0x2B0537E6, 0x9C653938, "approximate-sqrt"),
 )
 
 # Rows found by search whose block (REPLAY, table 0, step 0, counting key, 12 rounds) holds a rare pair of words, and
@@ -167,13 +168,13 @@ RARE = (
     ("rare-radius-zero", 1547037, "positive-zero"),  # pair 1: u + 1/2 rounds to 2^40, a radius of exactly -0
     ("rare-far-tail", 479058187, "radius-32-bits"),  # pair 5: u = 4, a radius of 7.24
     ("rare-tie-up", 16258, "truncate-sum"),  # pair 0: u + 1/2 between two floats
-    ("rare-tie-down", 61364, "round-half-up"),  # pair 3: u + 1/2 between two floats
+    ("rare-tie-down", 1718581, "round-half-up"),  # pair 5: u + 1/2 between two floats
     ("rare-angle-first", 101604, "angle-off-by-half"),  # pair 5: the first angle of the grid
     ("rare-angle-last", 533774, "angle-off-by-half"),  # pair 4: the last angle of the grid
     ("rare-angle-below-zero", 794058, "angle-unsigned"),  # pair 3: the last angle below zero
     ("rare-angle-above-zero", 273167, "angle-off-by-half"),  # pair 1: the first angle above zero
     ("rare-range-bottom", 510360, "range-1-to-2"),  # pair 5: the lowest mantissa of the logarithm's range
-    ("rare-range-top", 60097, "libm-log"),  # pair 4: the highest mantissa of the logarithm's range
+    ("rare-range-top", 60097, "range-1-to-2"),  # pair 4: the highest mantissa of the logarithm's range
     ("rare-power-of-two", 1118380, "double-sum"),  # pair 5: u + 1/2 rounds to a power of two
 )
 
@@ -191,11 +192,12 @@ NORMALS = (
     ("ordinary-8", ORDINARY_KEY, 8, *_ORDINARY, "words-paired-next"),
     ("ordinary-12", ORDINARY_KEY, 12, *_ORDINARY, "interleaved"),
     ("ordinary-20", ORDINARY_KEY, 20, *_ORDINARY, "same-block"),
-    ("dim-1", ORDINARY_KEY, 12, Purpose.REPLAY, 3, 5, 7, 1, "fused"),
+    ("dim-1", ORDINARY_KEY, 12, Purpose.REPLAY, 3, 28, 7, 1, "fused"),
     ("dim-7", ORDINARY_KEY, 12, Purpose.REPLAY, 3, 5, 7, 7, "short-block-halved"),
-    ("dim-15", ORDINARY_KEY, 12, Purpose.REPLAY, 3, 5, 7, 15, "short-block-halved"),
+    ("dim-9", ORDINARY_KEY, 12, Purpose.REPLAY, 3, 5, 7, 9, "short-block-halved"),
+    ("dim-15", ORDINARY_KEY, 12, Purpose.REPLAY, 3, 5, 7, 15, "double-sum"),
     ("dim-17", ORDINARY_KEY, 12, Purpose.REPLAY, 3, 5, 7, 17, "same-block"),
-    ("dim-31", ORDINARY_KEY, 12, Purpose.BRIDGE, 3, 5, 7, 31, "short-block-halved"),
+    ("dim-25", ORDINARY_KEY, 12, Purpose.BRIDGE, 3, 5, 7, 25, "short-block-halved"),
     ("dim-100", ORDINARY_KEY, 12, Purpose.AGGREGATE, 3, 5, 7, 100, "same-block"),
     ("dim-100-next-row", ORDINARY_KEY, 12, Purpose.AGGREGATE, 3, 6, 7, 100, "rows-by-blocks"),
     *((f"purpose-{purpose.name.lower()}", COUNTING_KEY, 12, purpose, 1, 2, 3, 4, "no-purpose") for purpose in Purpose),
