@@ -1,0 +1,156 @@
+"""What happens to sixteen consecutive columns at once: pay a draw, split a bridge node, square a gradient.
+
+Every function here takes C-contiguous arrays and flat element positions, and trusts them: the callers check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from samelaw.fast.cpu.lanes import F32, F64, I64, LANES, Lanes, element_pointer
+
+_ROUND = 1.5 * 2.0**52  # x + _ROUND - _ROUND rounds |x| < 2^51 to the nearest integer, ties to even
+
+
+@intrinsic
+def subtract_block(typingctx: Any, weights: Any, position: Any, draws: Any, lane: Any, scale: Any) -> Any:
+    """w = fl32(w - fl32(scale * z)) for weights.flat[position : position + 16] and z = draws[lane]."""
+
+    def build(at: _Access) -> None:
+        w = at.load(0, at.argument(1), F32)
+        z = at.load(2, at.times(at.argument(3), LANES), F32)
+        (w - at.splat(4) * z).store(at.pointer(0, at.argument(1)))
+
+    signature = types.void(weights, types.int64, draws, types.int64, types.float32)
+    return signature, _codegen(build)
+
+
+@intrinsic
+def total_block(typingctx: Any, paths: Any, target: Any, draws: Any, lane: Any, scale: Any) -> Any:
+    """paths.flat[target : target + 16] = rint(z * scale), z = draws[lane] widened: the end of a bridge."""
+
+    def build(at: _Access) -> None:
+        z = at.load(2, at.times(at.argument(3), LANES), F32).widen()
+        _round(z * at.splat(4)).store(at.pointer(0, at.argument(1)))
+
+    return types.void(paths, types.int64, draws, types.int64, types.float64), _codegen(build)
+
+
+@intrinsic
+def split_block(
+    typingctx: Any,
+    paths: Any,
+    source: Any,
+    draws: Any,
+    lane: Any,
+    ratio: Any,
+    spread: Any,
+    left: Any,
+    right: Any,
+    owed: Any,
+    sign: Any,
+) -> Any:
+    """Split the node sums S at paths.flat[source:] by rint(S * ratio + z * spread) = left, S - left = right.
+
+    Stores both halves at their positions and adds sign * left (sign is -1, 0 or 1) to what is owed. Positions may
+    be equal to `source`; a half that nobody needs goes to a spare position.
+    """
+
+    def build(at: _Access) -> None:
+        whole = at.load(0, at.argument(1), F64)
+        z = at.load(2, at.times(at.argument(3), LANES), F32).widen()
+        first = _round(whole * at.splat(4) + z * at.splat(5))
+        paid = at.load(0, at.argument(8), F64) + first * at.splat(9)
+        paid.store(at.pointer(0, at.argument(8)))
+        (whole - first).store(at.pointer(0, at.argument(7)))
+        first.store(at.pointer(0, at.argument(6)))
+
+    i, f = types.int64, types.float64
+    return types.void(paths, i, draws, i, f, f, i, i, i, f), _codegen(build)
+
+
+@intrinsic
+def pay_block(typingctx: Any, weights: Any, position: Any, paths: Any, owed: Any, unit: Any) -> Any:
+    """w = fl32(w - fl32(owed * unit)) for sixteen weights; owed * unit is exact in float64."""
+
+    def build(at: _Access) -> None:
+        w = at.load(0, at.argument(1), F32)
+        amount = (at.load(2, at.argument(3), F64) * at.splat(4)).narrow()
+        (w - amount).store(at.pointer(0, at.argument(1)))
+
+    return types.void(weights, types.int64, paths, types.int64, types.float64), _codegen(build)
+
+
+@intrinsic
+def add_products(typingctx: Any, left: Any, position: Any, right: Any, other: Any, lanes: Any) -> Any:
+    """lanes[j] = fl64(lanes[j] + fl64(left[j] * right[j])) for eight float32 pairs, widened; lanes is float64 (8,)."""
+    return types.void(left, types.int64, right, types.int64, lanes), _codegen(_products(mean=False))
+
+
+@intrinsic
+def add_mean_products(
+    typingctx: Any,
+    left: Any,
+    position: Any,
+    right: Any,
+    other: Any,
+    lanes: Any,
+    left_count: Any,
+    right_count: Any,
+) -> Any:
+    """As `add_products`, each factor divided by its bag's count first."""
+    i, f = types.int64, types.float64
+    return types.void(left, i, right, i, lanes, f, f), _codegen(_products(mean=True))
+
+
+def _products(*, mean: bool) -> Callable[[_Access], None]:
+    def build(at: _Access) -> None:
+        d = at.load(0, at.argument(1), F32, 8).widen()
+        e = at.load(2, at.argument(3), F32, 8).widen()
+        if mean:
+            d, e = d / at.splat(5, 8), e / at.splat(6, 8)
+        lanes = at.load(4, I64(0), F64, 8)
+        (lanes + d * e).store(at.pointer(4, I64(0)))
+
+    return build
+
+
+def _round(x: Lanes) -> Lanes:
+    return (x + _ROUND) - _ROUND
+
+
+class _Access:
+    """Arguments of an intrinsic, as pointers, vectors and splats."""
+
+    def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> None:
+        self._context, self._builder, self._signature, self._arguments = context, builder, signature, arguments
+
+    def argument(self, number: int) -> Any:
+        return self._arguments[number]
+
+    def times(self, value: Any, factor: int) -> Any:
+        return self._builder.mul(value, I64(factor))
+
+    def pointer(self, number: int, position: Any) -> Any:
+        return element_pointer(
+            self._context, self._builder, self._signature.args[number], self._arguments[number], position
+        )
+
+    def load(self, number: int, position: Any, element: ir.Type, count: int = LANES) -> Lanes:
+        return Lanes.load(self._builder, self.pointer(number, position), element, count)
+
+    def splat(self, number: int, count: int = LANES) -> Lanes:
+        return Lanes.splat(self._builder, self._arguments[number], count)
+
+
+def _codegen(build: Callable[[_Access], None]) -> Callable[..., Any]:
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        build(_Access(context, builder, signature, arguments))
+        return context.get_dummy_value()
+
+    return codegen
