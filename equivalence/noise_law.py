@@ -1,0 +1,220 @@
+"""Claim L1: the noise that every row and every dense parameter received follows its known law.
+
+One transcript of a closed-loop run is enough: no twin is needed, because the law is known (docs/arithmetic.md) and the
+noise can be read off the transcript (spans.py). In aggregate mode this is the claim; in replay and bridge it is a
+second, independent look at what E1 and E2 compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from samelaw.contract.evidence import Disagreement, Evidence, TestResult, Verdict
+from samelaw.contract.run import Transcript
+from samelaw.contract.spec import PrivacySpec
+from samelaw.equivalence import laws
+from samelaw.equivalence.dense_noise import Normals, dense_path
+from samelaw.equivalence.received import (
+    Received,
+    all_rows,
+    figures,
+    flat,
+    octaves,
+    pairs_of_dims,
+    pairs_of_rows,
+    pairs_of_spans,
+    pairs_of_tables,
+    receive,
+)
+from samelaw.equivalence.spans import unpaid_changes, variance
+
+TITLE = "The noise that each row and dense parameter received follows the law that the accountant prices."
+MARGIN = 0.01
+CLOSE = 1e-4  # rows of standardised noise closer than this in every coordinate are copies
+
+Planned = Callable[[float], TestResult]
+
+
+def aggregate(
+    transcript: Transcript,
+    spec: PrivacySpec,
+    *,
+    padding: Mapping[str, int] | None = None,
+    normals: Normals | None = None,
+    margin: float = MARGIN,
+    false_alarm: float = laws.FALSE_ALARM,
+    false_pass: float = laws.FALSE_PASS,
+    claim: str = "L1",
+    scope: str = "",
+) -> Evidence:
+    """Test all noise of a run against its law, touched and idle spans apart.
+
+    Args:
+        transcript: of a released run, any mode, any weights path (each span is judged from its own two ends).
+        spec: the law of the run.
+        padding: table -> its padding row, which must not change at all.
+        normals: with the key, dense parameters are also recomputed to the bit from their recorded sums.
+        margin: what the equivalence test of scale concludes, in ln std.
+        false_alarm: for all tests of this call together.
+        false_pass: of each test, at its detectable gap; also of the equivalence test, at `margin`.
+        scope: workload and mode in the report's words.
+
+    Returns:
+        EQUIVALENT if nothing is refuted and the scale of touched rows, of idle rows and of the dense part was
+        concluded to be within the margin (the dense part: or recomputed to the bit); NOT REFUTED if nothing is refuted.
+    """
+    padding = padding or {}
+    received = receive(transcript, spec, padding)
+    wrong = _first_unlawful_change(transcript, received, spec, padding)
+    planned = _plan(received, spec, margin, false_pass)
+    each = laws.share(false_alarm, len(planned))
+    tests = [test(each) for test in planned]
+    if normals is not None and received.dense:
+        tests.append(dense_path(transcript, spec, normals))
+    refuted = [test for test in tests if test.verdict is Verdict.REFUTED]
+    if wrong is None and refuted:
+        wrong = _locate(refuted[0], received, spec)
+    verdict = _verdict(tests, wrong, received)
+    return Evidence(
+        claim,
+        TITLE,
+        verdict,
+        _summary(verdict, tests, refuted, wrong, received),
+        scope or f"{spec.mode} mode, {len(transcript.steps)} steps, {len(received.spans)} tables",
+        wrong,
+        tuple(tests),
+        figures(received, spec, margin, false_alarm, false_pass),
+    )
+
+
+def _plan(received: Received, spec: PrivacySpec, margin: float, false_pass: float) -> list[Planned]:
+    """Every test of the claim, each waiting for its share of the error budget."""
+    plan: list[Planned] = []
+
+    def add(test: Callable[..., TestResult], *args: Any, **options: Any) -> None:
+        plan.append(lambda each: test(*args, false_alarm=each, **options))
+
+    power = {"false_pass": false_pass}
+    for kind, tables in received.kinds().items():
+        z = flat(tables.values())
+        add(laws.scale, z, margin=margin, name=f"scale, {kind}", **power)
+        add(laws.mean, z, name=f"mean, {kind}", **power)
+        add(laws.kolmogorov_smirnov, z, name=f"Kolmogorov-Smirnov, {kind}", **power)
+        add(laws.anderson_darling, z, name=f"Anderson-Darling, {kind}", **power)
+        for beyond in (3.0, 4.0, 5.0):
+            add(laws.tail_count, z, beyond, name=f"share beyond {beyond:g} std, {kind}", **power)
+        add(laws.largest, z, name=f"largest, {kind}")
+        for lag in (1, 8, 16):  # neighbours; the two halves of one pair of normals; neighbouring blocks
+            pairs = pairs_of_dims(tables, lag)
+            add(laws.correlation, *pairs, name=f"correlation, dimensions {lag} apart, {kind}", **power)
+        add(laws.correlation, *pairs_of_rows(tables), name=f"correlation, neighbouring rows, {kind}", **power)
+        add(laws.correlation, *pairs_of_tables(tables), name=f"correlation, tables, {kind}", **power)
+        for low, high, chosen in octaves(tables, spec):
+            owed = f"{low} step{'s' * (low > 1)}" if low == high else f"{low} to {high} steps"
+            add(laws.scale, chosen, margin=margin, name=f"scale, {kind} that owed {owed}", **power)
+        for name, noise in tables.items():
+            add(laws.scale, noise.samples.ravel(), margin=margin, name=f"scale, {kind} of table {name}", **power)
+    for lag in (1, 2):
+        pairs = pairs_of_spans(received, lag)
+        add(laws.correlation, *pairs, name=f"correlation, a row's spans {lag} apart", **power)
+    for dim, rows in all_rows(received).items():
+        add(laws.duplicates, rows, within=CLOSE, name=f"repeated noise, dimension {dim}")
+    if received.dense:
+        z = np.concatenate(list(received.dense.values()))
+        add(laws.scale, z, margin=margin, name="scale, dense parameters", **power)
+        add(laws.mean, z, name="mean, dense parameters", **power)
+        for name, noise in received.dense.items():
+            add(laws.scale, noise, margin=margin, name=f"scale, dense parameter {name}", **power)
+    return plan
+
+
+def _first_unlawful_change(
+    transcript: Transcript, received: Received, spec: PrivacySpec, padding: Mapping[str, int]
+) -> Disagreement | None:
+    """A padding row that changed, or a row that changed while it owed nothing."""
+    for name, row in padding.items():
+        start, end = transcript.initial_tables[name][row], transcript.final_tables[name][row]
+        if not laws.unchanged_rows(start[None], end[None])[0]:
+            return Disagreement(f"table {name!r}, padding row {row}", f"{start[0]!r} throughout", f"{end[0]!r}")
+    for name, spans in received.spans.items():
+        changed = unpaid_changes(spans, spec.clock)
+        if len(changed):
+            dim = int(np.flatnonzero(changed.before[0] != changed.after[0])[0])
+            return Disagreement(
+                f"table {name!r}, row {changed.row[0]}, dimension {dim}, at step {changed.until[0]}, owing nothing",
+                f"{changed.before[0, dim]!r}, unchanged",
+                f"{changed.after[0, dim]!r}",
+            )
+    return None
+
+
+def _locate(test: TestResult, received: Received, spec: PrivacySpec) -> Disagreement:
+    """The first span whose noise is implausible by itself, else the refuted test as a whole."""
+    first: tuple[int, str, int, bool] | None = None
+    for kind, tables in received.kinds().items():
+        if kind not in test.name and "row" in test.name:
+            continue
+        for name, noise in tables.items():
+            dim = noise.samples.shape[1]
+            low, high = laws.std_limits(dim, 1e-9)
+            rms = np.sqrt((noise.samples**2).mean(axis=1)) if dim else np.empty(0)
+            for i in np.flatnonzero(~((rms >= low) & (rms <= high)))[:1]:
+                here = (int(noise.spans.until[i]), name, int(i), kind == "idle rows")
+                first = here if first is None or here[0] < first[0] else first
+    if first is None:
+        return Disagreement(
+            test.name, f"at most {test.threshold:.6g} ({test.gap})", f"{test.statistic:.6g}; {test.note}"
+        )
+    _, name, i, idle = first
+    noise = (received.idle if idle else received.touched)[name]
+    span = noise.spans.take(np.array([i]))
+    std = float(spec.clock.std(variance(span, spec.clock))[0])
+    rms = float(np.sqrt((noise.samples[i] ** 2).mean())) * std
+    end = "release" if idle else f"its read at step {span.until[0]}"
+    return Disagreement(
+        f"table {name!r}, row {span.row[0]}, steps {span.since[0]}..{span.until[0] - 1}, paid by {end}",
+        f"noise of std {std:.6g} in each dimension",
+        f"root mean square {rms:.6g}",
+    )
+
+
+def _verdict(tests: list[TestResult], wrong: Disagreement | None, received: Received) -> Verdict:
+    if wrong is not None or any(test.verdict is Verdict.REFUTED for test in tests):
+        return Verdict.REFUTED
+    by_name = {test.name: test.verdict for test in tests}
+    scales = [by_name[f"scale, {kind}"] for kind in received.kinds()]
+    if all(verdict is Verdict.NOT_ASSESSED for verdict in scales):
+        return Verdict.NOT_ASSESSED
+    dense = (
+        not received.dense
+        or by_name.get("dense parameters, recomputed with the key") is Verdict.EQUAL
+        or by_name["scale, dense parameters"] is Verdict.EQUIVALENT
+    )
+    equivalent = all(verdict is Verdict.EQUIVALENT for verdict in scales)
+    return Verdict.EQUIVALENT if equivalent and dense else Verdict.NOT_REFUTED
+
+
+def _summary(
+    verdict: Verdict,
+    tests: list[TestResult],
+    refuted: list[TestResult],
+    wrong: Disagreement | None,
+    received: Received,
+) -> str:
+    if verdict is Verdict.REFUTED:
+        named = f"{len(refuted)} of {len(tests)} tests refuse the law, first: {refuted[0].name}" if refuted else ""
+        return f"The noise does not follow its law: {named or wrong}."
+    if verdict is Verdict.NOT_ASSESSED:
+        return "No noise could be assessed: it is too small for float32 weights to show, or nothing was run."
+    parts = {test.name: test for test in tests}
+    words = [
+        f"{kind}: {parts[f'scale, {kind}'].samples} samples, std off by {parts[f'scale, {kind}'].statistic:.3%} "
+        f"(a gap of {parts[f'scale, {kind}'].detectable or 0:.3%} would have been seen)"
+        for kind in received.kinds()
+        if parts[f"scale, {kind}"].verdict is not Verdict.NOT_ASSESSED
+    ]
+    hidden = f"; {received.unseen} spans owe too little for float32 to show" if received.unseen else ""
+    return f"None of {len(tests)} tests refuses the law; " + "; ".join(words) + hidden + "."
