@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from samelaw.contract.errors import DataDependentRateError, InputError
 
 LARGEST_STEPS = 1 << 31
+SMALLEST_SCALE = np.float32(2.0**-126)
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,14 @@ class NoiseClock:
                 scales = np.array([rate * factor for rate in schedule.rates], dtype=np.float64).astype(np.float32)
             except FloatingPointError as cause:
                 raise InputError("lr * noise_multiplier * clip_norm / expected_batch_size overflows float32") from cause
+        if noise_multiplier > 0 and any(
+            rate > 0 and scale < SMALLEST_SCALE for rate, scale in zip(schedule.rates, scales, strict=True)
+        ):
+            raise InputError(
+                "lr * noise_multiplier * clip_norm / expected_batch_size must be at least 2^-126 where lr > 0, got "
+                f"{min(float(s) for r, s in zip(schedule.rates, scales, strict=True) if r > 0)!r}: it is too small for "
+                "float32, and those steps would pay less noise than the ledger says. Rescale the model or set lr to 0"
+            )
         squares = scales.astype(np.float64) ** 2  # exact: a float32 has 24 bits
         starts = np.array(schedule.starts, dtype=np.int64)
         lengths = np.diff(np.append(starts, schedule.steps))
