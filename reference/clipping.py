@@ -193,7 +193,8 @@ def _row_gradients(bags: Sequence[Bag]) -> dict[int, Float64[np.ndarray, "dim"]]
     for bag in bags:
         for row, weight in bag.multiplicity.items():
             before = gradients[row] if row in gradients else np.zeros_like(bag.gradient)
-            gradients[row] = before + weight * bag.gradient
+            with np.errstate(invalid="ignore", over="ignore"):  # infinite gradients are met by S4
+                gradients[row] = before + weight * bag.gradient
     return gradients
 
 
