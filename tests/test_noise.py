@@ -252,7 +252,8 @@ def normals(stream, purpose, table, rows, steps, dim):
 
 assert check_backend(normals) == []
 rng = np.random.default_rng(6)
-for purpose, rounds, dim, n in ((Purpose.REPLAY, 8, 40, 300), (Purpose.BRIDGE, 12, 16, 700), (Purpose.DENSE, 20, 5, 900)):
+cases = ((Purpose.REPLAY, 8, 40, 300), (Purpose.BRIDGE, 12, 16, 700), (Purpose.DENSE, 20, 5, 900))
+for purpose, rounds, dim, n in cases:
     stream = NoiseStream(NoiseKey.from_bytes(rng.bytes(32)), rounds)
     rows, steps = rng.integers(0, 2**48, n), rng.integers(0, 2**32, n)
     expected = noise.normals(stream, purpose, 9, rows, steps, dim=dim).view(np.uint32)

@@ -4,8 +4,8 @@ Error rates. A battery has m checks and rejects when a p-value falls below FALSE
 perfect generator with probability at most FALSE_ALARM. With m near 160 the threshold is 6.3 standard errors, and it
 notices with probability 0.99 what moves a statistic by 8.6 of them: a mean of 8.6 / sqrt(n), a variance off by
 8.6 * sqrt(2 / n), a correlation of 8.6 / sqrt(n) along a field. That is 0.0030, 0.0043 and 0.0030 for n = 8e6, and
-0.00086, 0.0012 and 0.00086 for n = 1e8. The law measured in docs/noise.md is closer to the normal law than that by three
-orders of magnitude, so its own error cannot show.
+0.00086, 0.0012 and 0.00086 for n = 1e8. The law measured in docs/noise.md is closer to the normal law than that by
+three orders of magnitude, so its own error cannot show.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def moments(z: np.ndarray) -> list[Check]:
     """Sample moments 1..8 about zero against 0, 1, 0, 3, 0, 15, 0, 105.
 
     The mean of z^k has a known mean, variance and skewness; the last matters at k = 6 and 8 even for n = 1e8. Pearson
-    III matches all three. Kurtosis is left out: at 6.3 standard errors and n = 8e6 it changes the p-value of k = 8, which
-    it changes most, by less than a factor of 2.
+    III matches all three. Kurtosis is left out: at 6.3 standard errors and n = 8e6 it changes the p-value of k = 8,
+    which it changes most, by less than a factor of 2.
     """
     sums = np.zeros(9)
     for part in pieces(z):
