@@ -290,10 +290,11 @@ def empty_batch(mode: str, table: Callable[[], nn.Module], call: Call) -> str:
 
 
 def padding_row_moves(mode: str) -> float:
-    """How far one noisy step moves the padding row, which torch keeps fixed."""
-    model = Readout(nn.Embedding(3, 2, padding_idx=0))
-    make_private(model, mode, noise=1.0, examples=1, seed=0).step(Call((ids(0, 1)[None],)), torch.zeros(1))
-    return float(model.table.weight[0].detach().norm())
+    """How far one step at noise multiplier 1 and zero gradient moves the padding row, which torch keeps fixed."""
+    model = Readout(embedding(padding_idx=0)())
+    before = model.table.weight.detach().clone()
+    make_private(model, mode, noise=1.0, examples=1, seed=0).step(Call((ids(0, 1)[None],)), before[:2].sum()[None])
+    return float((model.table.weight.detach() - before)[0].norm())
 
 
 def max_norm_moves(mode: str) -> tuple[float, float]:
