@@ -1,0 +1,35 @@
+"""One call of a layer with parameters, as book-keeping leaves it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float32
+from torch import Tensor
+
+from samelaw.fast.layer_rules import Site
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DenseCall:
+    """What went into a layer and the gradient at its output: example i is index i of both."""
+
+    site: Site
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    gradient: Tensor
+
+
+def weighted(
+    gradient: Tensor, shares: Float32[Tensor, "examples"], void: Bool[Tensor, "examples"] | None
+) -> Float32[Tensor, "..."]:
+    """Each example's output gradient times its share; zeros for examples in `void`, whatever they hold."""
+    scaled = gradient.to(torch.float32) * shares.view(-1, *[1] * (gradient.dim() - 1))
+    return scaled if void is None else cleared(scaled, void)
+
+
+def cleared(value: Tensor, void: Bool[Tensor, "examples"] | None) -> Tensor:
+    """`value` with the examples in `void` set to zero."""
+    return value if void is None else value.masked_fill(void.view(-1, *[1] * (value.dim() - 1)), 0)

@@ -1,0 +1,156 @@
+"""Which layers can be clipped per example, and how; everything else is refused by name, before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.parameter import UninitializedParameter
+
+from samelaw.contract.errors import MixedExamplesError, UnsupportedLayerError
+from samelaw.fast.embedding_layers import TableGroup, TableLayer
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A layer with trainable parameters of its own.
+
+    Attributes:
+        path: where it is in the model.
+        parameters: its own name of each trainable parameter -> the model's name (tied parameters share one).
+        linear: book-keeping in closed form; otherwise per-example gradients through torch.func.
+    """
+
+    path: str
+    module: nn.Module
+    parameters: dict[str, str]
+    linear: bool
+
+
+def parameter_sites(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[Site]:
+    """The layers that hold the trainable parameters, in the order of the model's modules.
+
+    Raises:
+        MixedExamplesError: a layer whose output for one example depends on the others.
+        UnsupportedLayerError: parameters or state that no per-example gradient is known for.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    found: list[tuple[str, nn.Module, dict[str, str]]] = []
+    for path, module in model.named_modules():
+        if isinstance(module, TableLayer):
+            continue
+        _check_module(path, module)
+        own = {local: names[id(p)] for local, p in module.named_parameters(recurse=False) if p.requires_grad}
+        if own:
+            _check_parameters(path, module)
+            found.append((path, module, own))
+    linear = {path for path, module, _ in found if _is_linear(module)}
+    # A weight tied between a Linear and another kind of layer has one gradient, so one rule must make both parts.
+    while True:
+        general = {name for path, _, own in found if path not in linear for name in own.values()}
+        tied = {path for path, _, own in found if path in linear and general & set(own.values())}
+        if not tied:
+            return [Site(path, module, own, path in linear) for path, module, own in found]
+        linear -= tied
+
+
+def check_shared_storage(model: nn.Module, groups: list[TableGroup]) -> None:
+    """Refuse a table whose weight is also used by another kind of layer, or shares memory with another parameter.
+
+    Called before the tables get their stand-ins.
+    """
+    tables = {id(group.weight): group for group in groups}
+    embeddings = {id(module) for group in groups for _, module in group.layers}
+    memory: dict[int, tuple[str, int]] = {}
+    for path, module in model.named_modules():
+        for local, parameter in module.named_parameters(recurse=False):
+            name = f"{path}.{local}" if path else local
+            if id(parameter) in tables and id(module) not in embeddings:
+                group = tables[id(parameter)]
+                raise UnsupportedLayerError(
+                    f"parameter {name!r} is the weight of table {group.name!r}: a tied output layer touches every row for "
+                    "every example, which undoes lazy settlement and needs another norm. Untie them"
+                )
+            if isinstance(parameter, UninitializedParameter) or not parameter.numel():
+                continue
+            start = parameter.untyped_storage().data_ptr()
+            other, owner = memory.setdefault(start, (name, id(parameter)))
+            if owner != id(parameter) and start:
+                raise UnsupportedLayerError(
+                    f"parameters {other!r} and {name!r} are different parameters in the same memory; make one of them a "
+                    "copy, or tie them by using one nn.Parameter for both"
+                )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Linear)
+        and type(module).forward is nn.Linear.forward
+        and set(module._parameters) == {"weight", "bias"}
+    )
+
+
+def _check_module(path: str, module: Any) -> None:
+    """Refuse layers that mix examples or keep state of them, trainable or not."""
+    kind = type(module).__name__
+    if isinstance(module, _BatchNorm):
+        raise MixedExamplesError(
+            f"layer {path!r} ({kind}) normalises over the batch, so one example changes every other's gradient and "
+            "clipping bounds nothing. Use LayerNorm or GroupNorm"
+        )
+    if isinstance(module, _InstanceNorm) and module.track_running_stats:
+        raise MixedExamplesError(
+            f"layer {path!r} ({kind}) keeps running statistics of the batch, which would leave without noise. Set "
+            "track_running_stats=False"
+        )
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise UnsupportedLayerError(
+            f"layer {path!r} ({kind}) splits the batch over processes or devices; hand over the module inside it"
+        )
+    for name, buffer in module.named_buffers(recurse=False):
+        if isinstance(buffer, Tensor) and buffer.requires_grad:
+            raise UnsupportedLayerError(
+                f"buffer {name!r} of layer {path!r} ({kind}) requires a gradient, but buffers are not trained; make it "
+                "an nn.Parameter of a layer, or detach it"
+            )
+
+
+def _check_parameters(path: str, module: Any) -> None:
+    """Refuse a module whose own trainable parameters cannot be attributed to its calls."""
+    kind = type(module).__name__
+    bare = (
+        "so where they are used cannot be seen. Put the parameter and the operation that uses it into a small module "
+        "of their own, called with the batch as leading index"
+    )
+    for name, parameter in module.named_parameters(recurse=False):
+        if isinstance(parameter, UninitializedParameter):
+            raise UnsupportedLayerError(
+                f"parameter {name!r} of layer {path!r} ({kind}) has no shape yet; run one forward pass of the model first"
+            )
+        if parameter.requires_grad and parameter.dtype is not torch.float32:
+            raise UnsupportedLayerError(
+                f"parameter {name!r} of layer {path!r} ({kind}) is {parameter.dtype}; noise and updates are defined in "
+                "float32. Call model.float() first"
+            )
+    if isinstance(module, nn.ParameterList | nn.ParameterDict):
+        raise UnsupportedLayerError(f"{path!r} ({kind}) holds bare parameters, {bare}")
+    if next(module.children(), None) is not None:
+        own = [name for name, p in module.named_parameters(recurse=False) if p.requires_grad]
+        raise UnsupportedLayerError(
+            f"module {path!r} ({kind}) has parameters of its own ({', '.join(own)}) beside its layers, {bare}"
+        )
+    if isinstance(module, nn.RNNBase):
+        raise UnsupportedLayerError(
+            f"layer {path!r} ({kind}) returns its state beside its output; per-example gradients need one tensor. "
+            "Build the recurrence from Linear layers, or freeze it with requires_grad_(False)"
+        )
+    if module._forward_hooks or module._forward_pre_hooks or isinstance(module, torch.jit.ScriptModule):
+        raise UnsupportedLayerError(
+            f"layer {path!r} ({kind}) has forward hooks or is compiled, so its output may not be what its parameters "
+            "made of its input. Remove the hooks (weight_norm and spectral_norm are such), or use the plain module"
+        )

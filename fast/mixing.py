@@ -1,0 +1,119 @@
+"""Checks made once, on the first batch that can show anything: examples stay apart, and no parameter is used unseen."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations, islice
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from samelaw.contract.errors import MixedExamplesError, UnsupportedLayerError
+from samelaw.fast.bookkeeping import BatchGradients, Book
+from samelaw.fast.general_layers import mixes_examples
+
+
+def check_examples_apart(book: Book, losses: Tensor) -> bool:
+    """Check that no example's loss has a gradient at another example's reads or layer outputs.
+
+    Every example gets a subset of k backward passes, half of them, no two the same; pass j sums the losses of the
+    examples that have j in their subset. No subset contains another, so for any two examples some pass holds the first
+    and not the second: whatever gradient the second then shows comes from others. Its value must be exactly zero.
+
+    Returns:
+        False when gradients were not finite, so that nothing can be said; the check should be repeated.
+
+    Raises:
+        MixedExamplesError: some loss reaches another example.
+    """
+    forward, examples = book.forward, losses.shape[0]
+    conclusive = True
+    for inside in _subsets(examples, losses.device):
+        gradients = book.gradients(losses[inside].sum(), keep_graph=True)
+        worst: str | None = None
+        for place, gradient in zip((*forward.reads, *forward.layers), gradients, strict=True):
+            if gradient is None:
+                continue
+            outside = ~inside
+            if place.owner is not None:
+                outside = outside[place.owner]
+            strangers = gradient[outside]
+            conclusive = conclusive and bool(torch.isfinite(strangers).all())
+            if bool((strangers.nan_to_num() != 0).any()):
+                worst = place.where  # the last one in call order stands closest to the culprit
+        if worst is not None:
+            raise MixedExamplesError(
+                f"the loss of some examples depends on what {worst!r} put out for other examples: something between that "
+                "layer and the losses mixes the batch (a normalisation, a batch statistic, a loss that is already a mean), "
+                "so clipping would bound nothing. Compute each example's loss from that example alone"
+            )
+    return conclusive
+
+
+def check_layers_apart(found: BatchGradients) -> None:
+    """Check that the layers torch.func handles put out for each example what they would put out for it alone.
+
+    Raises:
+        MixedExamplesError: one does not.
+    """
+    for call in found.dense.general:
+        if mixes_examples(call):
+            raise MixedExamplesError(
+                f"layer {call.site.path!r} ({type(call.site.module).__name__}) puts out something else for an example in a "
+                "batch than for the same example alone, so clipping would bound nothing. Use a layer that keeps examples apart"
+            )
+
+
+def check_parameter_uses(book: Book, losses: Tensor) -> None:
+    """Walk the autograd graph and refuse a trainable parameter that is used outside the call of its own layer.
+
+    Needs a forward pass that was run while the parameters still required gradients.
+
+    Raises:
+        UnsupportedLayerError: names the parameter.
+    """
+    names = {id(parameter): name for name, parameter in book.parameters.items()}
+    inner = {call.edge.node: call for call in book.forward.layers}
+    jumps = {node: [edge.node for edge in call.inputs] for node, call in inner.items()}
+    for name in _reached(losses.grad_fn, names, jumps):
+        raise UnsupportedLayerError(
+            f"parameter {name!r} is used outside the layer that holds it, so its gradient there would not be clipped; move "
+            "that use into a small module of its own with the batch as leading index, or use the parameter detached"
+        )
+    for call in inner.values():
+        own = set(call.site.parameters.values())
+        stops = {edge.node: [] for edge in call.inputs}
+        for name in _reached(call.edge.node, names, stops):
+            if name not in own:
+                raise UnsupportedLayerError(
+                    f"layer {call.site.path!r} uses parameter {name!r} of another layer, so its gradient there would not be "
+                    "clipped; register the parameter in this layer too, which ties the two"
+                )
+
+
+def _reached(root: Node | None, names: dict[int, str], jumps: dict[Node, list[Node]]) -> list[str]:
+    """Names of the parameters that the graph below `root` ends in, taking `jumps` in place of a node's own edges."""
+    found: list[str] = []
+    stack, seen = [root], set[Node]()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) in names:
+            found.append(names[id(variable)])
+        stack.extend(jumps[node] if node in jumps else [edge[0] for edge in node.next_functions])
+    return sorted(found)
+
+
+def _subsets(examples: int, device: torch.device) -> list[Tensor]:
+    """For each pass, which examples' losses it sums."""
+    passes = 2
+    while math.comb(passes, passes // 2) < examples:
+        passes += 1
+    members = torch.zeros(passes, examples, dtype=torch.bool, device=device)
+    for example, chosen in enumerate(islice(combinations(range(passes), passes // 2), examples)):
+        members[list(chosen), example] = True
+    return [members[j] for j in range(passes) if bool(members[j].any())]
