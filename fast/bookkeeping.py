@@ -13,7 +13,7 @@ Source: Bu et al., "Differentially private optimization on large model at small 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -147,7 +147,7 @@ class Book:
         return self.model.training and not self._paused and torch.is_grad_enabled()
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> Generator[None]:
         """Forward passes inside leave no record."""
         before, self._paused = self._paused, True
         try:
@@ -161,7 +161,7 @@ class Book:
         return self.forward.state is _State.DONE or (self.forward.state is _State.OUTSIDE and bool(self.forward))
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def aside(self) -> Generator[None]:
         """A forward pass inside leaves the record, and all that belongs to it, as they were."""
         before, buffers = self.forward, self._buffers
         self.forward = Forward()
@@ -218,7 +218,11 @@ class Book:
             return BatchGradients(forward.reads, pooled, dense, dense.square_norms(losses.device))
 
     def check(self, losses: Float32[Tensor, "examples"]) -> int:
-        """Refuse losses that do not belong to the pass on record; returns the number of examples. Raises: as backward."""
+        """Refuse losses that do not belong to the pass on record; returns the number of examples.
+
+        Raises:
+            as backward.
+        """
         examples = self._check_losses(losses)
         self._check_examples(self.forward, examples)
         self._check_buffers()
@@ -257,9 +261,9 @@ class Book:
             self.discard()
         if self.forward.state is _State.DONE:
             raise InputError(
-                "a training forward pass is on record and step(losses) has not been called for it. Each step takes one "
-                "call of the model: put both parts into one module, run predictions inside trainer.evaluation(), or drop "
-                "the first pass with trainer.discard()"
+                "a training forward pass is on record and step(losses) has not been called for it. Each step takes "
+                "one call of the model: put both parts into one module, run predictions inside "
+                "trainer.evaluation(), or drop the first pass with trainer.discard()"
             )
         self.forward.state = _State.INSIDE
         self._buffers = {name: (id(b), b._version) for name, b in self.model.named_buffers()}
@@ -299,7 +303,8 @@ class Book:
             )
         if not self.forward:
             raise InputError(
-                "no training forward pass is on record: call the model in training mode with gradients enabled, then step"
+                "no training forward pass is on record: call the model in training mode with gradients enabled, then "
+                "step"
             )
         if not losses.requires_grad:
             raise InputError("the losses do not depend on any table or trainable layer of the model")

@@ -1,8 +1,8 @@
 """Resume checkpoints: everything a run needs to go on, except the key. Private: the weights inside are not settled.
 
-One file in the safetensors format (8 bytes of header length, a JSON header, the tensors end to end), written a chunk at a
-time so that saving needs no second copy of the tables. The header's metadata hold a JSON record and the SHA-256 of
-the file, taken with 64 zeros in the digest's place.
+One file in the safetensors format (8 bytes of header length, a JSON header, the tensors end to end), written a chunk
+at a time so that saving needs no second copy of the tables. The header's metadata hold a JSON record and the SHA-256
+of the file, taken with 64 zeros in the digest's place.
 """
 
 from __future__ import annotations
@@ -97,8 +97,9 @@ class Checkpoint:
                 digest = metadata["sha256"]
                 if _digest(source, header, self._start) != digest:
                     raise ResumeError(f"{self.path} does not hash to what it says: it is damaged or was edited")
-                raw = json.loads(metadata["record"])
-                self.record = CheckpointRecord(**{**raw, "ledger_lines": tuple(raw["ledger_lines"])})
+                raw: dict[str, Any] = json.loads(metadata["record"])
+                raw["ledger_lines"] = tuple(raw["ledger_lines"])
+                self.record = CheckpointRecord(**raw)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
             raise ResumeError(f"cannot read a checkpoint from {self.path}: {cause!r}") from cause
 
@@ -167,7 +168,7 @@ def _write(out: IO[bytes], tensors: Mapping[str, Tensor], record: CheckpointReco
     for tensor in tensors.values():
         for part in _parts(tensor):
             if part.numel():
-                raw = memoryview(part.cpu().contiguous().view(torch.uint8).numpy())
+                raw = part.cpu().contiguous().view(torch.uint8).numpy().data
                 digest.update(raw)
                 out.write(raw)
     header["__metadata__"]["sha256"] = digest.hexdigest()

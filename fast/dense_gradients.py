@@ -124,7 +124,7 @@ class DenseGradients:
 
 
 def _weight_norms(uses: Sequence[_LinearUse], examples: int) -> Float64[Tensor, "examples"]:
-    """Squared norm of sum_l d_l a_l^T per example, through Gram matrices or the gradient itself, whichever is smaller."""
+    """Squared norm of sum_l d_l a_l^T per example, by Gram matrices or the gradient itself, whichever is smaller."""
     positions = sum(use.gradient.shape[1] for use in uses)
     width, height = uses[0].inputs.shape[-1], uses[0].gradient.shape[-1]
     gram = positions * (width + height) <= width * height
@@ -150,10 +150,10 @@ def _bias_norms(uses: Sequence[_LinearUse]) -> Float64[Tensor, "examples"]:
 def _cancellation(positions: int, width: int) -> float:
     """What rounding can take from |sum_l d_l a_l^T|^2, relative to sum_l |d_l|^2 |a_l|^2.
 
-    Each of the L^2 products of two dot products is off by at most (width + 2) * 2^-53 times |d_l||d_m||a_l||a_m|, adding
-    them loses at most L^2 * 2^-53 of the sum of these, and that sum is (sum_l |d_l||a_l|)^2 <= L * sum_l |d_l|^2 |a_l|^2.
-    The other route sums L products per entry and squares: 2 (L + 1) * 2^-53 by the same inequality. Twice the sum of both
-    leaves room for second-order terms.
+    Each of the L^2 products of two dot products is off by at most (width + 2) * 2^-53 times |d_l||d_m||a_l||a_m|,
+    adding them loses at most L^2 * 2^-53 of the sum of these, and that sum is
+    (sum_l |d_l||a_l|)^2 <= L * sum_l |d_l|^2 |a_l|^2. The other route sums L products per entry and squares:
+    2 (L + 1) * 2^-53 by the same inequality. Twice the sum of both leaves room for second-order terms.
     """
     return 2 * positions * (positions**2 + width + 2 * positions + 4) * 2.0**-53
 

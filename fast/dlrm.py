@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,7 @@ def _table(feature: Feature, dim: int, sparse: bool) -> nn.EmbeddingBag:
 
 def _layers(width: int, sizes: Sequence[int]) -> nn.ModuleList:
     widths = [width, *sizes]
-    return nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)])
+    return nn.ModuleList([nn.Linear(a, b) for a, b in pairwise(widths)])
 
 
 def _check(features: Sequence[Feature], dense_width: int, dim: int, bottom: Sequence[int], top: Sequence[int]) -> None:
@@ -140,6 +141,4 @@ def _check(features: Sequence[Feature], dense_width: int, dim: int, bottom: Sequ
                 f"{other.rows} rows, {other.pooling} and {feature.rows} rows, {feature.pooling}"
             )
         if "." in feature.table or not feature.table:
-            raise InputError(
-                f"a table's name must not be empty or hold a dot, got {feature.table!r}: it is part of a path"
-            )
+            raise InputError(f"a table's name must not be empty or hold a dot, got {feature.table!r}")

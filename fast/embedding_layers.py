@@ -65,8 +65,8 @@ class TableLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *_: Any, **__: Any) -> None:
         raise InputError(
-            f"{self.path}: a state_dict cannot be loaded while the trainer owns the tables; load it into the model before "
-            "LazyTrainer takes it, or resume with trainer.load_checkpoint"
+            f"{self.path}: a state_dict cannot be loaded while the trainer owns the tables; load it into the model "
+            "before LazyTrainer takes it, or resume with trainer.load_checkpoint"
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TableLayer:
@@ -82,8 +82,9 @@ class TableLayer(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         self._owner.settled_weights(self.table)  # says which rows owe noise, if any do
         raise UnsettledReleaseError(
-            f"{self.path}: a model cannot be pickled or copied while the trainer owns its tables; call trainer.release() "
-            "first (the model is an ordinary module again afterwards), or trainer.save_checkpoint to resume later"
+            f"{self.path}: a model cannot be pickled or copied while the trainer owns its tables; call "
+            "trainer.release() first (the model is an ordinary module again afterwards), or "
+            "trainer.save_checkpoint to resume later"
         )
 
 
@@ -153,8 +154,9 @@ def find_tables(model: nn.Module) -> list[TableGroup]:
         paddings = {module.padding_idx for _, module in members}  # type: ignore[union-attr]
         if len(paddings) > 1:
             raise UnsupportedLayerError(
-                f"{', '.join(path for path, _ in members)} share one weight and disagree about padding_idx ({paddings}): "
-                "a padding row gets no noise, so it must be padding everywhere. Give them the same padding_idx"
+                f"{', '.join(path for path, _ in members)} share one weight and disagree about padding_idx "
+                f"({paddings}): a padding row gets no noise, so it must be padding everywhere. Give them the same "
+                "padding_idx"
             )
         groups.append(TableGroup(members[0][0], first.weight, first.padding_idx, tuple(members)))
     return sorted(groups, key=lambda group: group.name)
@@ -178,6 +180,11 @@ def restore_layers(model: nn.Module, groups: list[TableGroup]) -> None:
             current = model.get_submodule(path)
             module.train(current.training)
             _set_module(model, path, module)
+
+
+def has_forward_hooks(module: Any) -> bool:
+    """Whether anybody looks at, or changes, what goes through a layer."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -221,7 +228,7 @@ def _check_layer(path: str, module: Any) -> None:
             "give it at least one row and one column",
         ),
         (
-            bool(module._forward_hooks or module._forward_pre_hooks),
+            has_forward_hooks(module),
             "the layer has forward hooks, which would be lost or would see settled rows",
             "remove them",
         ),

@@ -37,8 +37,9 @@ def example_gradients(call: DenseCall, start: int, end: int) -> dict[str, Tensor
         found = vmap(gradient_of_one)(_double(call.gradient[start:end]), *args)
     except (RuntimeError, TypeError, ValueError) as cause:
         raise UnsupportedLayerError(
-            f"layer {call.site.path!r} ({type(call.site.module).__name__}) has no per-example gradient through torch.func: "
-            f"{cause}. Build it from layers that keep examples apart, with dropout as a layer of its own"
+            f"layer {call.site.path!r} ({type(call.site.module).__name__}) has no per-example gradient "
+            f"through torch.func: {cause}. Build it from layers that keep examples apart, with dropout as a layer "
+            "of its own"
         ) from cause
     return _by_model_name(call, found)
 
@@ -61,7 +62,7 @@ def weighted_gradients(
             output, list(leaves.values()), weighted(call.gradient, shares, void), allow_unused=True
         )
     gradients = {
-        name: torch.zeros_like(leaf) if part is None else part
+        name: torch.zeros_like(leaf) if part is None else part  # pyright: ignore[reportUnnecessaryComparison]
         for (name, leaf), part in zip(leaves.items(), found, strict=True)
     }
     return _by_model_name(call, gradients)
@@ -111,8 +112,8 @@ def _tensors(
         if values[i].dim() == 0 or values[i].shape[0] != examples:
             raise UnsupportedLayerError(
                 f"layer {call.site.path!r} ({type(call.site.module).__name__}) takes a tensor of shape "
-                f"{tuple(values[i].shape)} in a batch of {examples}; every tensor argument needs the batch as leading index. "
-                "Make constants buffers of the layer"
+                f"{tuple(values[i].shape)} in a batch of {examples}; every tensor argument needs the batch as leading "
+                "index. Make constants buffers of the layer"
             )
 
     def rebuild(tensors: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[repor
 from torch.nn.parameter import UninitializedParameter
 
 from samelaw.contract.errors import MixedExamplesError, UnsupportedLayerError
-from samelaw.fast.embedding_layers import TableGroup, TableLayer
+from samelaw.fast.embedding_layers import TableGroup, TableLayer, has_forward_hooks
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +73,8 @@ def check_shared_storage(model: nn.Module, groups: list[TableGroup]) -> None:
             if id(parameter) in tables and id(module) not in embeddings:
                 group = tables[id(parameter)]
                 raise UnsupportedLayerError(
-                    f"parameter {name!r} is the weight of table {group.name!r}: a tied output layer touches every row for "
-                    "every example, which undoes lazy settlement and needs another norm. Untie them"
+                    f"parameter {name!r} is the weight of table {group.name!r}: a tied output layer touches every row "
+                    "for every example, which undoes lazy settlement and needs another norm. Untie them"
                 )
             if isinstance(parameter, UninitializedParameter) or not parameter.numel():
                 continue
@@ -82,8 +82,8 @@ def check_shared_storage(model: nn.Module, groups: list[TableGroup]) -> None:
             other, owner = memory.setdefault(start, (name, id(parameter)))
             if owner != id(parameter) and start:
                 raise UnsupportedLayerError(
-                    f"parameters {other!r} and {name!r} are different parameters in the same memory; make one of them a "
-                    "copy, or tie them by using one nn.Parameter for both"
+                    f"parameters {other!r} and {name!r} are different parameters in the same memory; make one of them "
+                    "a copy, or tie them by using one nn.Parameter for both"
                 )
 
 
@@ -91,7 +91,7 @@ def _is_linear(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.Linear)
         and type(module).forward is nn.Linear.forward
-        and set(module._parameters) == {"weight", "bias"}
+        and isinstance(vars(module)["_parameters"].get("weight"), nn.Parameter)
     )
 
 
@@ -130,7 +130,7 @@ def _check_parameters(path: str, module: Any) -> None:
     for name, parameter in module.named_parameters(recurse=False):
         if isinstance(parameter, UninitializedParameter):
             raise UnsupportedLayerError(
-                f"parameter {name!r} of layer {path!r} ({kind}) has no shape yet; run one forward pass of the model first"
+                f"parameter {name!r} of layer {path!r} ({kind}) has no shape yet; run one forward pass first"
             )
         if parameter.requires_grad and parameter.dtype is not torch.float32:
             raise UnsupportedLayerError(
@@ -149,7 +149,7 @@ def _check_parameters(path: str, module: Any) -> None:
             f"layer {path!r} ({kind}) returns its state beside its output; per-example gradients need one tensor. "
             "Build the recurrence from Linear layers, or freeze it with requires_grad_(False)"
         )
-    if module._forward_hooks or module._forward_pre_hooks or isinstance(module, torch.jit.ScriptModule):
+    if has_forward_hooks(module) or isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedLayerError(
             f"layer {path!r} ({kind}) has forward hooks or is compiled, so its output may not be what its parameters "
             "made of its input. Remove the hooks (weight_norm and spectral_norm are such), or use the plain module"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -81,7 +83,7 @@ def row_call(
     return LookupCall(kept, starts, examples), padded
 
 
-def _check_ids(ids: Tensor, where: str) -> None:
+def _check_ids(ids: Any, where: str) -> None:
     if not isinstance(ids, Tensor) or ids.dtype not in _INTEGERS:
         found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(f"{where}: ids must be an int64 or int32 tensor, got {found}")

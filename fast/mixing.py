@@ -44,9 +44,9 @@ def check_examples_apart(book: Book, losses: Tensor) -> bool:
                 worst = place.where  # the last one in call order stands closest to the culprit
         if worst is not None:
             raise MixedExamplesError(
-                f"the loss of some examples depends on what {worst!r} put out for other examples: something between that "
-                "layer and the losses mixes the batch (a normalisation, a batch statistic, a loss that is already a mean), "
-                "so clipping would bound nothing. Compute each example's loss from that example alone"
+                f"the loss of some examples depends on what {worst!r} put out for other examples: something between "
+                "that layer and the losses mixes the batch (a normalisation, a batch statistic, a loss that is already "
+                "a mean), so clipping would bound nothing. Compute each example's loss from that example alone"
             )
     return conclusive
 
@@ -60,8 +60,9 @@ def check_layers_apart(found: BatchGradients) -> None:
     for call in found.dense.general:
         if mixes_examples(call):
             raise MixedExamplesError(
-                f"layer {call.site.path!r} ({type(call.site.module).__name__}) puts out something else for an example in a "
-                "batch than for the same example alone, so clipping would bound nothing. Use a layer that keeps examples apart"
+                f"layer {call.site.path!r} ({type(call.site.module).__name__}) puts out something else for an "
+                "example in a batch than for the same example alone, so clipping would bound nothing. Use a layer that "
+                "keeps examples apart"
             )
 
 
@@ -78,8 +79,8 @@ def check_parameter_uses(book: Book, losses: Tensor) -> None:
     jumps = {node: [edge.node for edge in call.inputs] for node, call in inner.items()}
     for name in _reached(losses.grad_fn, names, jumps):
         raise UnsupportedLayerError(
-            f"parameter {name!r} is used outside the layer that holds it, so its gradient there would not be clipped; move "
-            "that use into a small module of its own with the batch as leading index, or use the parameter detached"
+            f"parameter {name!r} is used outside the layer that holds it, so its gradient there would not be clipped; "
+            "move that use into a small module of its own with the batch as leading index, or use it detached"
         )
     for call in inner.values():
         own = set(call.site.parameters.values())
@@ -87,8 +88,8 @@ def check_parameter_uses(book: Book, losses: Tensor) -> None:
         for name in _reached(call.edge.node, names, stops):
             if name not in own:
                 raise UnsupportedLayerError(
-                    f"layer {call.site.path!r} uses parameter {name!r} of another layer, so its gradient there would not be "
-                    "clipped; register the parameter in this layer too, which ties the two"
+                    f"layer {call.site.path!r} uses parameter {name!r} of another layer, so its gradient there would "
+                    "not be clipped; register the parameter in this layer too, which ties the two"
                 )
 
 

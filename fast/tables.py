@@ -159,7 +159,7 @@ class LazyTable:
 
 
 def aligned(weights: Tensor) -> Tensor:
-    """The same values, contiguous and (on a CPU) starting on a cache line; the tensor itself where that already holds."""
+    """The same values, contiguous and (on a CPU) from the start of a cache line; the tensor itself where that holds."""
     if weights.is_contiguous() and (weights.device.type != "cpu" or weights.data_ptr() % CACHE_LINE == 0):
         return weights
     spare = CACHE_LINE // weights.element_size()

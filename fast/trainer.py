@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,8 @@ class LazyTrainer:
         record: keep a Transcript (private; memory grows with every step).
 
     Guarantees:
-        E1  In replay: every read, table and dense parameter has the bits of a reference.EagerTrainer on a TorchOracle of
-            the same model, with the same key, batches, device and threads.
+        E1  In replay: every read, table and dense parameter has the bits of a reference.EagerTrainer on a TorchOracle
+            of the same model, with the same key, batches, device and threads.
         E2  In bridge: every row has paid the integers that eager paid.
         L1  In aggregate: the noise in a row, whenever it is read, has the law of eager's.
         S1  One example moves the gradient sums of a step by at most C, all tables and dense parameters together.
@@ -158,7 +158,7 @@ class LazyTrainer:
         self._check_ready()
         if self._book.pending:
             raise InputError(
-                "a training forward pass is on record, so this step is not empty; call step(losses), or discard() the pass"
+                "a training forward pass is on record, so this step is not empty; call step(losses) or discard()"
             )
         self._commit(0, {}, {}, torch.zeros(0, dtype=torch.float64, device=self.device), {}, self._was_drawn(0), None)
 
@@ -217,11 +217,11 @@ class LazyTrainer:
         self._book.discard()
 
     @contextmanager
-    def evaluation(self) -> Iterator[nn.Module]:
+    def evaluation(self) -> Generator[nn.Module]:
         """The model in evaluation mode, without gradients: predictions between two steps.
 
-        What is read is settled through the steps so far, and stays so. Replay keeps its bits; bridge keeps its path, and
-        the weights up to float32 rounding; aggregate goes on along another path of the same law.
+        What is read is settled through the steps so far, and stays so. Replay keeps its bits; bridge keeps its path,
+        and the weights up to float32 rounding; aggregate goes on along another path of the same law.
         """
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
@@ -308,9 +308,7 @@ class LazyTrainer:
         """
         self._check_usable()
         if self._book.pending:
-            raise InputError(
-                "save checkpoints between steps: a training forward pass is on record; step or discard() it"
-            )
+            raise InputError("a training forward pass is on record; save checkpoints between steps, or discard() it")
         self.ledger.append("checkpoint", {"step": self.step_index})
         self.ledger.sync()
         entries = self.ledger.entries
@@ -496,7 +494,7 @@ class LazyTrainer:
         return self._drawn is not None and self._drawn[0] == self.step_index and len(self._drawn[1]) == examples
 
     @contextmanager
-    def _probe(self) -> Iterator[None]:
+    def _probe(self) -> Generator[None]:
         """A training forward pass that changes nothing: payments, modes and random state are put back."""
         modes = [(module, module.training) for module in self.model.modules()]
         cuda = [self.device] if self.device.type == "cuda" else []
@@ -567,15 +565,15 @@ class LazyTrainer:
     def _loss_fn(self) -> LossFunction:
         if self.loss_fn is None:
             raise InputError(
-                "this needs a loss function: LazyTrainer(..., loss_fn=lambda model, batch: (losses, logits))"
+                "a loss function is needed: LazyTrainer(..., loss_fn=lambda model, batch: (losses, logits))"
             )
         return self.loss_fn
 
     def _check_open(self) -> None:
         if self._released:
             raise PrivacyError(
-                "this trainer has released its weights and dropped its histories; nothing may be trained on top of them "
-                "under the same ledger. Start a new run"
+                "this trainer has released its weights and dropped its histories; nothing may be trained on top of "
+                "them under the same ledger. Start a new run"
             )
 
     def _check_usable(self) -> None:
@@ -591,13 +589,13 @@ class LazyTrainer:
         self._check_usable()
         if self._must_resume:
             raise ResumeError(
-                f"the ledger holds {len(self.ledger.entries)} entries of this run; call load_checkpoint before the next step, "
-                "or give a new run a ledger of its own"
+                f"the ledger holds {len(self.ledger.entries)} entries of this run; call load_checkpoint before the "
+                "next step, or give a new run a ledger of its own"
             )
         if self.step_index >= self.spec.schedule.steps:
             raise InputError(
-                f"the schedule ends after {self.spec.schedule.steps} steps, all of which have been run; declare a longer one "
-                "before the run"
+                f"the schedule ends after {self.spec.schedule.steps} steps, all of which have been run; declare a "
+                "longer one before the run"
             )
 
 

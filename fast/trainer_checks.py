@@ -30,9 +30,9 @@ def check_arguments(model: Any, spec: PrivacySpec, examples: int) -> None:
     schedule: Any = spec.schedule
     if not isinstance(schedule, Schedule):
         raise DataDependentRateError(
-            f"the schedule must be a samelaw Schedule, got {type(schedule).__name__}: an optimiser or scheduler may choose "
-            "rates from the data, and noise that is drawn later must know the rate that was in force. Declare it with "
-            "Schedule.constant, piecewise, warmup_cosine or from_function"
+            f"the schedule must be a samelaw Schedule, got {type(schedule).__name__}: an optimiser or scheduler may "
+            "choose rates from the data, and noise that is drawn later must know the rate that was in force. Declare it "
+            "with Schedule.constant, piecewise, warmup_cosine or from_function"
         )
     if examples < 1:
         raise InputError(f"examples must be >= 1, the size of the training set, got {examples}")
@@ -65,8 +65,8 @@ def open_ledger(ledger: Ledger, opening: dict[str, Any]) -> bool:
     differing = sorted(k for k in compared if first.data.get(k) != opening.get(k))
     if first.event != "open" or differing:
         raise LedgerError(
-            f"the ledger was opened by another run ({', '.join(differing)} differ); give this run a ledger of its own, or "
-            "resume with the model, law and key that opened it"
+            f"the ledger was opened by another run ({', '.join(differing)} differ); give this run a ledger of its own, "
+            "or resume with the model, law and key that opened it"
         )
     return True
 
@@ -90,8 +90,8 @@ def reconcile(ledger: Ledger, checkpoint: Checkpoint) -> None:
             ledger.entries[:] = restored
             return
     raise ResumeError(
-        f"{checkpoint.path} was written after entry {record.ledger_seq} ({record.ledger_head[:16]}…) of its run's ledger, "
-        f"which is not among the {len(entries)} entries of this one; open the run's ledger with Ledger.reopen"
+        f"{checkpoint.path} was written after entry {record.ledger_seq} ({record.ledger_head[:16]}…) of its run's "
+        f"ledger, which is not among the {len(entries)} entries of this one; open the run's ledger with Ledger.reopen"
     )
 
 
@@ -113,8 +113,8 @@ def check_ledger(entries: Sequence[Entry], tables: Mapping[str, LazyTable], step
             ahead[table.padding_idx] = False
         if bool(ahead.any()):
             raise LedgerError(
-                f"table {name!r}: {int(ahead.sum())} rows claim to be settled past step {step}, which the ledger has not "
-                "seen; the history is damaged. Resume from the last checkpoint"
+                f"table {name!r}: {int(ahead.sum())} rows claim to be settled past step {step}, which the ledger has "
+                "not seen; the history is damaged. Resume from the last checkpoint"
             )
 
 
@@ -128,7 +128,7 @@ def check_settled(table: LazyTable, step: int) -> None:
     if owing is not None:
         rows = ", ".join(map(str, owing.rows)) + (", …" if owing.count > len(owing.rows) else "")
         raise UnsettledReleaseError(
-            f"table {table.name!r} has {owing.count} rows owing noise at step {step} (rows {rows}; oldest settled through "
-            f"step {owing.oldest}). Call trainer.release(); publishing now would give those rows less noise than the "
-            "ledger claims"
+            f"table {table.name!r} has {owing.count} rows owing noise at step {step} (rows {rows}; oldest settled "
+            f"through step {owing.oldest}). Call trainer.release(); publishing now would give those rows less noise than "
+            "the ledger claims"
         )
