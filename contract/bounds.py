@@ -72,7 +72,7 @@ def bridge_bounds(transcript: Transcript, spec: PrivacySpec) -> dict[str, Float6
         table -> one bound per row, for each of its coordinates, at release and at every read.
     """
     clock, steps = spec.clock, len(transcript.steps)
-    excursion = EXCURSION * float(clock.std(clock.at(np.array(steps))))
+    excursion = EXCURSION * float(clock.std(clock.at(np.array([steps])))[0])
     bounds: dict[str, Float64[np.ndarray, "rows"]] = {}
     for name, initial in transcript.initial_tables.items():
         largest = np.maximum(_largest(initial), _largest(transcript.final_tables[name]))

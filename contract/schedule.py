@@ -151,7 +151,7 @@ class NoiseClock:
 
     def scale(self, step: int) -> np.float32:
         """s_t, the std that step `step` owes to every coordinate."""
-        return np.float32(self.scales[self._segment(np.int64(step))])
+        return np.float32(self.scales[self._segment(np.array([step]))[0]])
 
     def at(self, steps: Int64[np.ndarray, "*n"]) -> Int64[np.ndarray, "*n"]:
         """V(step): ticks owed by all steps before `step`, 0 <= step <= self.steps."""
@@ -165,5 +165,5 @@ class NoiseClock:
         """Standard deviation of a span of `ticks`: fl32(2^k * fl64(sqrt(fl64(ticks))))."""
         return np.ldexp(np.sqrt(np.asarray(ticks, dtype=np.int64).astype(np.float64)), self.exponent).astype(np.float32)
 
-    def _segment(self, steps: np.ndarray | np.int64) -> np.ndarray:
-        return np.searchsorted(self.starts, steps, side="right") - 1
+    def _segment(self, steps: np.ndarray) -> np.ndarray:
+        return np.asarray(np.searchsorted(self.starts, steps, side="right")) - 1

@@ -73,7 +73,7 @@ class Settlement:
             yield np.ldexp(units.astype(np.float64), self.unit_exponent).astype(np.float32)
         else:
             ticks = self._elapsed(until) - self._elapsed(since)
-            yield self.clock.std(np.array(ticks)) * self._normals(Purpose.AGGREGATE, rows, until - 1)
+            yield self.clock.std(np.array([ticks])) * self._normals(Purpose.AGGREGATE, rows, until - 1)
 
     def settle(
         self,
@@ -154,7 +154,7 @@ class Settlement:
 
     def _elapsed(self, step: int) -> int:
         """V(step) in clock ticks; the clock stands still after the last step."""
-        return int(self.clock.at(np.array(min(step, self.clock.steps))))
+        return int(self.clock.at(np.array([min(step, self.clock.steps)]))[0])
 
     def _units_std(self, ticks: float) -> float:
         """Standard deviation, in bridge units, of a variance given in clock ticks."""
