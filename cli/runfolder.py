@@ -1,0 +1,79 @@
+"""The run folder: manifest, ledger, evidence, weights and report, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from samelaw.contract.errors import InputError
+from samelaw.contract.run import Release
+
+_PACKAGES = ("samelaw", "numpy", "numba", "torch", "triton", "scipy", "safetensors", "prv-accountant", "dp-accounting")
+
+
+def create(out: Path | None, kind: str) -> Path:
+    """A new, empty run folder.
+
+    Raises:
+        InputError: `out` exists and is not an empty folder: a run never overwrites another.
+    """
+    folder = out if out is not None else Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--out {folder} is not empty; a run never overwrites another: name a new folder or delete it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as cause:
+        raise InputError(f"--out {folder} cannot be created: {cause}") from cause
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never half."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(path)
+
+
+def write_json(path: Path, record: Any) -> None:
+    write_text(path, json.dumps(record, indent=2, sort_keys=True, allow_nan=False, default=_plain) + "\n")
+
+
+def write_weights(path: Path, release: Release) -> None:
+    """Released weights as safetensors: tables as "<module>.weight", dense parameters under their own names."""
+    tensors = {f"{name}.weight": np.ascontiguousarray(table) for name, table in release.tables.items()}
+    tensors |= {name: np.ascontiguousarray(value) for name, value in release.dense.items()}
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata={"step": str(release.step), "ledger_head": release.ledger_head})
+    part.replace(path)
+
+
+def environment(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
+    """Versions and machine, for the manifest: what somebody needs to repeat the run."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _plain(value: object) -> Any:
+    """NumPy scalars and mappings as JSON knows them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,0 +1,163 @@
+"""`samelaw train`: a DLRM, the lazy trainer, held-out AUC as it goes, and a run folder at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from samelaw.accounting.statement import calibrate, epsilon_by_step, price
+from samelaw.cli import runfolder
+from samelaw.cli.data import load_workload, test_batch
+from samelaw.cli.models import auc, dlrm_problem
+from samelaw.cli.twins import Curves, predict, settled_copy
+from samelaw.contract.errors import InputError
+from samelaw.contract.ledger import Ledger, spent
+from samelaw.contract.noise import NoiseKey
+from samelaw.contract.schedule import Schedule
+from samelaw.contract.spec import Mode, PrivacySpec
+from samelaw.equivalence.report import write_report
+
+CHECKPOINT = "checkpoint"
+_LARGEST_TEST = 20_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the options amount to for a training set of a given size."""
+
+    steps: int
+    sampling_rate: float
+    delta: float
+    noise_multiplier: float
+
+
+def run_train(options: argparse.Namespace) -> int:
+    if options.resume and (options.out is None or options.key_file is None):
+        raise InputError("--resume needs --out (the folder with the checkpoint) and --key-file (the run's key)")
+    if options.seed is not None and options.key_file is not None:
+        raise InputError("--seed and --key-file exclude each other: a run has one key")
+    workload = load_workload(options, say=_say)
+    examples = len(workload.train)
+    plan = plan_of(options, examples)
+    key = _key(options)
+    spec = PrivacySpec(
+        clip_norm=options.clip_norm,
+        noise_multiplier=plan.noise_multiplier,
+        sampling_rate=plan.sampling_rate,
+        expected_batch_size=options.batch_size,
+        delta=plan.delta,
+        schedule=_schedule(options.schedule, options.learning_rate, plan.steps),
+        mode=Mode(options.mode),
+    )
+    folder = options.out if options.resume else runfolder.create(options.out, "train")
+    ledger_path = folder / "ledger.jsonl"
+    problem = dlrm_problem(workload.features, workload.dense_width, examples, dim=options.dim, seed=options.seed or 0)
+    ledger = Ledger.reopen(ledger_path) if options.resume else Ledger(ledger_path)
+    trainer = problem.lazy(spec, key, device=options.device, ledger=ledger)
+    if options.resume:
+        trainer.load_checkpoint(folder / CHECKPOINT)
+        _say(f"resumed at step {trainer.step_index}")
+    held_out = test_batch(workload, _LARGEST_TEST)
+    every = options.evaluate_every or max(1, plan.steps // 20)
+    curves, delays = Curves(), np.zeros(0, dtype=np.int64)
+    started = time.monotonic()
+    with tqdm(total=plan.steps, initial=trainer.step_index, unit="step", disable=options.quiet, file=sys.stderr) as bar:
+        while trainer.step_index < plan.steps:
+            batch = workload.train.batch(np.asarray(trainer.sample()))
+            trainer.train_batch(batch)
+            done = trainer.step_index
+            if len(held_out) and (done % every == 0 or done == plan.steps):
+                scores = predict(problem, *settled_copy(trainer), held_out)
+                curves.steps.append(done)
+                curves.auc.append(auc(held_out.labels, scores))
+                curves.loss.append(float(np.mean(np.logaddexp(0, scores) - held_out.labels * scores)))
+                bar.set_postfix(auc=f"{curves.auc[-1]:.4f}", loss=f"{curves.loss[-1]:.4f}")
+            if options.checkpoint_every and done % options.checkpoint_every == 0 and done < plan.steps:
+                trainer.save_checkpoint(folder / CHECKPOINT)
+            bar.update()
+    delays = np.concatenate(
+        [plan.steps - table.history.cpu().numpy().astype(np.int64) for table in trainer.tables.values()]
+    )
+    release = trainer.release()
+    ledger.close()
+    runfolder.write_weights(folder / "weights.safetensors", release)
+    runfolder.remove(folder / CHECKPOINT)
+    statement = price(spent(ledger.entries))
+    manifest: dict[str, Any] = runfolder.manifest(
+        "train",
+        workload,
+        spec,
+        key,
+        ledger,
+        statement,
+        options={"device": options.device, "dim": options.dim},
+        files=runfolder.digests(folder),
+    )
+    del started
+    runfolder.write_json(folder / "manifest.json", manifest)
+    write_report(
+        folder / "report.html", manifest, [],
+        {"curves": {"lazy": curves}, "delays": delays, "epsilon": epsilon_by_step(spec)},
+    )  # fmt: skip
+    if options.json:
+        print(json.dumps(manifest, indent=2, sort_keys=True))
+    final = f", held-out AUC {curves.auc[-1]:.4f}" if curves.auc else ""
+    _say(
+        f"released after {release.step} steps{final}; epsilon in [{statement.lower:.3f}, {statement.upper:.3f}] "
+        f"at delta {spec.delta:g}\n{folder / 'report.html'}"
+    )
+    return 0
+
+
+def plan_of(options: argparse.Namespace, examples: int) -> Plan:
+    """Steps, sampling rate, delta and noise multiplier of a run.
+
+    Raises:
+        InputError: the options contradict each other or the data set.
+    """
+    if not 0 < options.batch_size <= examples:
+        raise InputError(f"--batch-size must be in (0, {examples}], the number of examples, got {options.batch_size}")
+    if options.steps is not None and options.epochs is not None:
+        raise InputError("--steps and --epochs exclude each other")
+    rate = options.batch_size / examples
+    steps = options.steps if options.steps is not None else math.ceil((options.epochs or 3.0) / rate)
+    if steps < 1:
+        raise InputError(f"--steps must be >= 1, got {steps}")
+    delta = options.delta if options.delta is not None else examples**-1.1
+    if options.noise_multiplier is not None:
+        sigma = options.noise_multiplier
+    else:
+        sigma = calibrate(options.target_epsilon or 8.0, sampling_rate=rate, steps=steps, delta=delta)
+    return Plan(steps, rate, delta, sigma)
+
+
+def _schedule(name: str, rate: float, steps: int) -> Schedule:
+    if name == "constant":
+        return Schedule.constant(rate, steps=steps)
+    return Schedule.warmup_cosine(rate, steps=steps, warmup=max(1, steps // 50), final=rate / 100)
+
+
+def _key(options: argparse.Namespace) -> NoiseKey:
+    if options.seed is not None:
+        return NoiseKey.from_seed(options.seed)
+    if options.key_file is None:
+        return NoiseKey.from_os()
+    path: Path = options.key_file
+    if path.exists() or options.resume:
+        return NoiseKey.load(path)
+    key = NoiseKey.from_os()
+    key.save(path)
+    return key
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,264 @@
+"""`samelaw verify`: both twins in closed loop, the claims, the price, and a run folder that a person can read."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from samelaw.accounting.statement import epsilon_by_step, price
+from samelaw.cli import runfolder
+from samelaw.cli.data import check_positive, load_workload, test_batch
+from samelaw.cli.models import Problem, dlrm_problem, kernels_for, readout_problem
+from samelaw.cli.same_model import same_model
+from samelaw.cli.twins import Draw, Fault, TwinRun, run_twins
+from samelaw.contract.errors import InputError
+from samelaw.contract.evidence import Evidence, Verdict
+from samelaw.contract.ledger import Ledger, spent
+from samelaw.contract.noise import NoiseKey, NoiseStream
+from samelaw.contract.schedule import Schedule
+from samelaw.contract.spec import Mode, PrivacySpec
+from samelaw.contract.trace import Batch
+from samelaw.equivalence import claims
+from samelaw.equivalence.faults import FAULTS
+from samelaw.equivalence.report import write_report
+from samelaw.equivalence.scenarios import edge_cases
+from samelaw.reference.noise import normals
+from samelaw.workloads import Workload
+
+STEPS = 160
+BRIDGE_STEPS = 48
+BATCH_SIZE = 256.0
+DIM = 16
+CLIP_NORM = 0.25
+NOISE_MULTIPLIER = 1.0
+LEARNING_RATE = 2.0
+_TEST_EXAMPLES = 4000
+_PROBES = 48
+
+
+@dataclass
+class Suite:
+    """Everything that one call of verify finds out."""
+
+    evidence: list[Evidence]
+    runs: list[TwinRun]
+    ledger: Ledger
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    if options.fault == "list":
+        return _list_faults()
+    fault = _fault(options)
+    check_positive("--steps", options.steps, least=8)
+    check_positive("--seed", options.seed, least=0)
+    kernels = kernels_for(options.device)
+    folder = runfolder.create(options.out, "verify")
+    workload = load_workload(options, say=_say, fall_back=True)
+    key = NoiseKey.from_os() if options.seed is None else NoiseKey.from_seed(options.seed)
+    modes = [Mode(options.mode)] if options.mode != "all" else [Mode.REPLAY, Mode.BRIDGE, Mode.AGGREGATE]
+    torch.use_deterministic_algorithms(True)
+
+    suite = check_everything(options, workload, key, modes, folder, fault)
+    suite.evidence.insert(
+        0, claims.noise_vectors(kernels_normals(kernels), backend=f"{kernels.name} on {kernels.device}")
+    )
+    return finish(options, workload, key, suite, folder)
+
+
+def check_everything(
+    options: argparse.Namespace, workload: Workload, key: NoiseKey, modes: list[Mode], folder: Path, fault: Fault | None
+) -> Suite:
+    """Train the twins in every mode on the workload and on the edge cases, and judge every claim."""
+    steps = options.steps or STEPS
+    seed = options.seed or 0
+    examples = len(workload.train)
+    batch_size = min(BATCH_SIZE, examples / 8)
+    problem = dlrm_problem(workload.features, workload.dense_width, examples, dim=DIM, seed=seed)
+    readout = readout_problem(workload.features, examples, dim=DIM, seed=seed)
+    edge = edge_cases()
+    edge_problem = dlrm_problem(edge.features, edge.dense_width, edge.examples, dim=edge.dim, seed=seed)
+    test = test_batch(workload, _TEST_EXAMPLES)
+    ledger = Ledger(folder / "ledger.jsonl")
+    suite = Suite([], [], ledger)
+
+    def spec_of(mode: Mode, count: int) -> PrivacySpec:
+        return PrivacySpec(
+            clip_norm=CLIP_NORM,
+            noise_multiplier=NOISE_MULTIPLIER,
+            sampling_rate=batch_size / examples,
+            expected_batch_size=batch_size,
+            delta=examples**-1.1,
+            schedule=Schedule.warmup_cosine(LEARNING_RATE, steps=count, warmup=max(1, count // 10), final=0.05),
+            mode=mode,
+        )
+
+    def from_workload(_: int, indices: np.ndarray) -> Batch:
+        return workload.train.batch(indices)
+
+    def from_edge_cases(step: int, _: np.ndarray) -> Batch:
+        return edge.batches[step]
+
+    published = modes[-1]  # the ledger and the weights in the run folder are those of this mode
+    for mode in modes:
+        count = min(steps, BRIDGE_STEPS) if mode is Mode.BRIDGE else steps
+        spec = spec_of(mode, count)
+        run = partial(_twins, options=options, key=key, folder=folder, fault=fault)
+        main = run(
+            f"{workload.name}, {mode}", problem, spec, from_workload, resume_at=count // 2, test=test,
+            ledger=ledger if mode is published else None,
+        )  # fmt: skip
+        edge_spec = replace(edge.spec, mode=mode)
+        small = run(f"edge cases, {mode}", edge_problem, edge_spec, from_edge_cases, resume_at=edge.resume_at)
+        suite.runs += [main, small]
+        if mode is Mode.REPLAY:
+            suite.evidence += [claims.replay(r.eager, r.lazy, scope=r.name) for r in (main, small) if r.eager]
+        elif mode is Mode.BRIDGE:
+            path = run(
+                f"{workload.name} with a linear readout, bridge", readout, spec, from_workload, resume_at=count // 2
+            )
+            suite.evidence.append(
+                claims.bridge(path.eager, path.lazy, spec, closed_loop=(main.eager, main.lazy), scope=path.name)
+            )
+        suite.evidence += _noise_evidence(key, main, small)
+        suite.evidence += [_settled(r) for r in (main, small)]
+    suite.evidence += _model_evidence(
+        workload, edge, problem, edge_problem, spec_of(published, steps), key, options, fault
+    )
+    return suite
+
+
+def finish(options: argparse.Namespace, workload: Workload, key: NoiseKey, suite: Suite, folder: Path) -> int:
+    """Price the run, write the folder, say the verdict."""
+    published = suite.runs[-2]  # the workload in the last mode; its edge cases come after it
+    suite.ledger.close()
+    account = spent(suite.ledger.entries)
+    statement = price(account)
+    suite.evidence.append(claims.accounted(statement.to_json(), account, published.spec, scope=published.name))
+    holds = claims.suite_holds(suite.evidence)
+    runfolder.write_weights(folder / "weights.safetensors", published.release)
+    runfolder.write_json(folder / "evidence.json", runfolder.evidence_record(suite.evidence))
+    manifest = runfolder.manifest(
+        "verify", workload, published.spec, key, suite.ledger, statement,
+        options={"device": options.device, "modes": options.mode, "fault": options.fault, "dim": DIM},
+        files=runfolder.digests(folder), verdict="HOLDS" if holds else "REFUTED",
+    )  # fmt: skip
+    runfolder.write_json(folder / "manifest.json", manifest)
+    series = {
+        "curves": {run.name: run.curves for run in suite.runs if run.curves},
+        "epsilon": epsilon_by_step(published.spec),
+    }
+    write_report(folder / "report.html", manifest, suite.evidence, series)
+    if options.json:
+        print(json.dumps(runfolder.evidence_record(suite.evidence), indent=2, sort_keys=True))
+    else:
+        _print_table(suite.evidence)
+    refuted = [evidence for evidence in suite.evidence if evidence.verdict is Verdict.REFUTED]
+    for evidence in refuted:
+        _say(f"{evidence.claim} REFUTED ({evidence.scope}): {evidence.first_disagreement or evidence.summary}")
+    if options.fault:
+        caught = ", ".join(dict.fromkeys(e.claim for e in refuted))
+        _say(f"fault {options.fault!r}: " + (f"caught by {caught}" if refuted else "NOT CAUGHT"))
+    _say(f"{'Every claim holds.' if holds else 'Not every claim holds.'} Report: {folder / 'report.html'}")
+    return 0 if holds else 1
+
+
+def kernels_normals(kernels: Any) -> Callable[..., np.ndarray]:
+    """A backend's normals in the form that claim N1 asks for: NumPy in, NumPy out."""
+
+    def drawn(stream: NoiseStream, purpose: Any, table: int, rows: np.ndarray, steps: Any, dim: int) -> np.ndarray:
+        place = partial(torch.tensor, dtype=torch.int64, device=kernels.device)
+        when = steps if isinstance(steps, int) else place(steps)
+        return kernels.normals(stream, purpose, table, place(rows), when, dim).cpu().numpy()
+
+    return drawn
+
+
+def _twins(
+    name: str,
+    problem: Problem,
+    spec: PrivacySpec,
+    draw: Draw,
+    *,
+    options: argparse.Namespace,
+    key: NoiseKey,
+    folder: Path,
+    fault: Fault | None,
+    resume_at: int,
+    test: Batch | None = None,
+    ledger: Ledger | None = None,
+) -> TwinRun:
+    """One closed-loop run under a progress bar; the private resume checkpoint lives in a folder that is removed."""
+    total = 2 * spec.schedule.steps
+    with (
+        tqdm(total=total, desc=name, unit="step", disable=options.quiet, file=sys.stderr) as bar,
+        tempfile.TemporaryDirectory(dir=folder) as private,
+    ):
+        return run_twins(
+            name, problem, spec, key, draw,
+            folder=Path(private), device=options.device, fault=fault, resume_at=resume_at, test=test, ledger=ledger,
+            tick=bar.update,
+        )  # fmt: skip
+
+
+def _noise_evidence(key: NoiseKey, *runs: TwinRun) -> list[Evidence]:
+    """L1 of each run: aggregate's own claim, and in the exact modes a check that the law is the same law."""
+    return [
+        claims.aggregate(
+            run.lazy, run.spec, padding=run.padding,
+            normals=partial(normals, NoiseStream(key, run.spec.rounds)), scope=run.name,
+        )
+        for run in runs
+    ]  # fmt: skip
+
+
+def _settled(run: TwinRun) -> Evidence:
+    return claims.settled(
+        run.lazy.initial_tables, dict(run.release.tables), run.spec,
+        step=run.spec.schedule.steps, histories=run.histories, entries=run.entries, padding=run.padding, scope=run.name,
+    )  # fmt: skip
+
+
+def _list_faults() -> int:
+    width = max(map(len, FAULTS))
+    for name, fault in FAULTS.items():
+        print(f"{name:<{width}}  {fault.sentence} [{', '.join(map(str, fault.modes))}]")
+    return 0
+
+
+def _fault(options: argparse.Namespace) -> Fault | None:
+    """The patch that --fault names.
+
+    Raises:
+        InputError: no such fault, or one that does nothing in the chosen mode.
+    """
+    name = options.fault
+    if name is None:
+        return None
+    if name not in FAULTS:
+        raise InputError(f"--fault must be 'list' or one of {', '.join(FAULTS)}; got {name!r}")
+    fault = FAULTS[name]
+    if options.mode != "all" and Mode(options.mode) not in fault.modes:
+        wanted = " or ".join(map(str, fault.modes))
+        raise InputError(f"--fault {name} does nothing in --mode {options.mode}; use --mode {wanted} or --mode all")
+    return fault.apply
+
+
+def _print_table(suite: list[Evidence]) -> None:
+    for evidence in suite:
+        print(f"{evidence.claim:<3} {evidence.verdict:<12} {evidence.scope}: {evidence.summary}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
