@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
-import time
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from samelaw.contract.errors import InputError
+from samelaw.contract.evidence import MANIFEST_SCHEMA
+from samelaw.contract.ledger import Ledger
+from samelaw.contract.noise import NoiseKey
 from samelaw.contract.run import Release
+from samelaw.contract.spec import PrivacySpec
+from samelaw.equivalence.schemas import check_manifest
+from samelaw.workloads import Workload
 
 _PACKAGES = ("samelaw", "numpy", "numba", "torch", "triton", "scipy", "safetensors", "prv-accountant", "dp-accounting")
 
@@ -26,7 +33,7 @@ def create(out: Path | None, kind: str) -> Path:
     Raises:
         InputError: `out` exists and is not an empty folder: a run never overwrites another.
     """
-    folder = out if out is not None else Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out if out is not None else Path("runs") / f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--out {folder} is not empty; a run never overwrites another: name a new folder or delete it")
     try:
@@ -59,6 +66,50 @@ def write_weights(path: Path, release: Release) -> None:
     part.replace(path)
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file that a manifest binds, by name; the report is made after it and private files stay out."""
+    bound = ("ledger.jsonl", "evidence.json", "weights.safetensors")
+    return {name: _sha256(folder / name) for name in bound if (folder / name).exists()}
+
+
+def manifest(
+    kind: str,
+    workload: Workload,
+    spec: PrivacySpec,
+    key: NoiseKey,
+    ledger: Ledger,
+    statement: Mapping[str, Any],
+    *,
+    options: Mapping[str, Any],
+    files: Mapping[str, str],
+    verdict: str | None = None,
+) -> dict[str, Any]:
+    """The manifest of a run, checked against its schema: what was run, what it cost, and the digests that bind it."""
+    record: dict[str, Any] = {
+        "schema": MANIFEST_SCHEMA,
+        "kind": kind,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "workload": {
+            "name": workload.name,
+            "source": workload.source,
+            "licence": workload.licence,
+            "notes": dict(workload.notes),
+        },
+        "law": spec.to_json(),
+        "law_digest": spec.digest(),
+        "key": {"origin": key.origin, "commitment": key.commitment()},
+        "ledger": {"head": ledger.head, "entries": len(ledger.entries)},
+        "statement": dict(statement),
+        "options": dict(options),
+        "files": dict(files),
+        "environment": environment(),
+    }
+    if verdict is not None:
+        record["verdict"] = verdict
+    check_manifest(record)
+    return record
+
+
 def environment(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
     """Versions and machine, for the manifest: what somebody needs to repeat the run."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
@@ -68,6 +119,11 @@ def environment(packages: Iterable[str] = _PACKAGES) -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _plain(value: object) -> Any:

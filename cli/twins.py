@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from samelaw.contract.noise import NoiseKey
 from samelaw.contract.run import Release, Transcript
 from samelaw.contract.spec import PrivacySpec
 from samelaw.contract.trace import Batch
+from samelaw.equivalence.scenarios import joined
 from samelaw.fast.trainer import LazyTrainer
+from samelaw.reference.eager import EagerTrainer
 
 Fault = Callable[[LazyTrainer], None]
 Draw = Callable[[int, np.ndarray], Batch]
@@ -39,11 +42,11 @@ class TwinRun:
     name: str
     spec: PrivacySpec
     lazy: Transcript
-    eager: Transcript | None
+    eager: Transcript
     release: Release
     entries: list[Any]
     same_batches: bool
-    owing_at_release: dict[str, int]
+    histories: dict[str, np.ndarray]
     padding: dict[str, int]
     curves: dict[str, Curves] = field(default_factory=dict[str, Curves])
 
@@ -58,7 +61,6 @@ def run_twins(
     folder: Path,
     device: str = "cpu",
     fault: Fault | None = None,
-    with_eager: bool = True,
     resume_at: int | None = None,
     test: Batch | None = None,
     evaluations: int = 8,
@@ -79,7 +81,7 @@ def run_twins(
     lazy = problem.lazy(spec, key, device=device, ledger=ledger, record=True)
     if fault is not None:
         fault(lazy)
-    eager = problem.eager(spec, key, device=device) if with_eager else None
+    eager = problem.eager(spec, key, device=device)
     steps = spec.schedule.steps
     marks = set(np.linspace(0, steps - 1, evaluations).astype(int).tolist()) if test is not None else set[int]()
     curves = {"lazy": Curves(), "eager": Curves()}
@@ -95,21 +97,20 @@ def run_twins(
         tick()
         if step in marks and test is not None:
             _note(curves["lazy"], step, loss, problem, *settled_copy(lazy), test)
-        if eager is not None:
-            same_batches = same_batches and np.array_equal(indices, eager.sample())
-            loss = eager.train_batch(batch)
-            tick()
-            if step in marks and test is not None:
-                _note(curves["eager"], step, loss, problem, dict(eager.tables), dict(eager.oracle.dense), test)
-    owing = {table.name: int((table.history < steps).sum()) for table in lazy.tables.values()}
-    padding = {table.name: table.padding_idx for table in lazy.tables.values() if table.padding_idx is not None}
+        same_batches = same_batches and np.array_equal(indices, eager.sample())
+        loss = eager.train_batch(batch)
+        tick()
+        if step in marks and test is not None:
+            _note(curves["eager"], step, loss, problem, eager.tables, eager.oracle.dense, test)
+    padding = {name: table.padding_idx for name, table in lazy.tables.items() if table.padding_idx is not None}
+    lazy.settle()
+    histories = {table.name: table.history.cpu().numpy().copy() for table in lazy.tables.values()}
     release = lazy.release()
-    if eager is not None:
-        eager.release()
+    eager.release()
     transcripts.append(_of(lazy))
     return TwinRun(
-        name, spec, _join(transcripts), None if eager is None else eager.transcript, release, list(ledger.entries),
-        same_batches, owing, padding, curves,
+        name, spec, reduce(joined, transcripts), _of(eager), release, list(ledger.entries),
+        same_batches, histories, padding, curves,
     )  # fmt: skip
 
 
@@ -177,23 +178,10 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _of(trainer: LazyTrainer) -> Transcript:
+def _of(trainer: LazyTrainer | EagerTrainer) -> Transcript:
     if trainer.transcript is None:
         raise SamelawError("the trainer kept no transcript; build it with record=True")
     return trainer.transcript
-
-
-def _join(parts: list[Transcript]) -> Transcript:
-    """One transcript of a run that was resumed."""
-    first, last = parts[0], parts[-1]
-    return Transcript(
-        first.initial_tables, first.initial_dense, list(_steps(parts)), last.final_tables, last.final_dense
-    )
-
-
-def _steps(parts: list[Transcript]) -> Iterator[Any]:
-    for part in parts:
-        yield from part.steps
 
 
 def _numpy(indices: Any) -> np.ndarray:

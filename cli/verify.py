@@ -6,8 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,8 +31,10 @@ from samelaw.contract.spec import Mode, PrivacySpec
 from samelaw.contract.trace import Batch
 from samelaw.equivalence import claims
 from samelaw.equivalence.faults import FAULTS
+from samelaw.equivalence.faults import Fault as SeededFault
 from samelaw.equivalence.report import write_report
-from samelaw.equivalence.scenarios import edge_cases
+from samelaw.equivalence.scenarios import edge_cases, one_example
+from samelaw.equivalence.schemas import evidence_record
 from samelaw.reference.noise import normals
 from samelaw.workloads import Workload
 
@@ -78,7 +79,12 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def check_everything(
-    options: argparse.Namespace, workload: Workload, key: NoiseKey, modes: list[Mode], folder: Path, fault: Fault | None
+    options: argparse.Namespace,
+    workload: Workload,
+    key: NoiseKey,
+    modes: list[Mode],
+    folder: Path,
+    fault: SeededFault | None,
 ) -> Suite:
     """Train the twins in every mode on the workload and on the edge cases, and judge every claim."""
     steps = options.steps or STEPS
@@ -114,7 +120,7 @@ def check_everything(
     for mode in modes:
         count = min(steps, BRIDGE_STEPS) if mode is Mode.BRIDGE else steps
         spec = spec_of(mode, count)
-        run = partial(_twins, options=options, key=key, folder=folder, fault=fault)
+        run = partial(_twins, options=options, key=key, folder=folder, fault=_in(fault, mode))
         main = run(
             f"{workload.name}, {mode}", problem, spec, from_workload, resume_at=count // 2, test=test,
             ledger=ledger if mode is published else None,
@@ -123,7 +129,7 @@ def check_everything(
         small = run(f"edge cases, {mode}", edge_problem, edge_spec, from_edge_cases, resume_at=edge.resume_at)
         suite.runs += [main, small]
         if mode is Mode.REPLAY:
-            suite.evidence += [claims.replay(r.eager, r.lazy, scope=r.name) for r in (main, small) if r.eager]
+            suite.evidence += [claims.replay(r.eager, r.lazy, scope=r.name) for r in (main, small)]
         elif mode is Mode.BRIDGE:
             path = run(
                 f"{workload.name} with a linear readout, bridge", readout, spec, from_workload, resume_at=count // 2
@@ -133,8 +139,27 @@ def check_everything(
             )
         suite.evidence += _noise_evidence(key, main, small)
         suite.evidence += [_settled(r) for r in (main, small)]
-    suite.evidence += _model_evidence(
-        workload, edge, problem, edge_problem, spec_of(published, steps), key, options, fault
+    spec = spec_of(published, steps)
+    faulty = _in(fault, published)
+    drawn = workload.train.batch(np.arange(min(_PROBES, examples), dtype=np.int64))
+    probes = [one_example(drawn, i) for i in range(len(drawn))]
+    for name, place, law, singles in (
+        (workload.name, problem, spec, probes),
+        ("edge cases", edge_problem, replace(edge.spec, mode=published), edge.single_examples(_PROBES)),
+    ):
+        trainer = place.lazy(law, key, device=options.device)
+        if faulty is not None:
+            faulty(trainer)
+        suite.evidence.append(
+            claims.sensitivity(
+                trainer.gradient_sums, singles, clip_norm=law.clip_norm,
+                scope=f"{len(singles)} examples of {name}, each alone, lazy trainer",
+            )
+        )  # fmt: skip
+    suite.evidence.append(
+        same_model(
+            problem, workload.features, workload.dense_width, drawn, scope=f"{len(drawn)} examples of {workload.name}"
+        )
     )
     return suite
 
@@ -148,7 +173,7 @@ def finish(options: argparse.Namespace, workload: Workload, key: NoiseKey, suite
     suite.evidence.append(claims.accounted(statement.to_json(), account, published.spec, scope=published.name))
     holds = claims.suite_holds(suite.evidence)
     runfolder.write_weights(folder / "weights.safetensors", published.release)
-    runfolder.write_json(folder / "evidence.json", runfolder.evidence_record(suite.evidence))
+    runfolder.write_json(folder / "evidence.json", evidence_record(suite.evidence))
     manifest = runfolder.manifest(
         "verify", workload, published.spec, key, suite.ledger, statement,
         options={"device": options.device, "modes": options.mode, "fault": options.fault, "dim": DIM},
@@ -161,7 +186,7 @@ def finish(options: argparse.Namespace, workload: Workload, key: NoiseKey, suite
     }
     write_report(folder / "report.html", manifest, suite.evidence, series)
     if options.json:
-        print(json.dumps(runfolder.evidence_record(suite.evidence), indent=2, sort_keys=True))
+        print(json.dumps(evidence_record(suite.evidence), indent=2, sort_keys=True))
     else:
         _print_table(suite.evidence)
     refuted = [evidence for evidence in suite.evidence if evidence.verdict is Verdict.REFUTED]
@@ -237,7 +262,12 @@ def _list_faults() -> int:
     return 0
 
 
-def _fault(options: argparse.Namespace) -> Fault | None:
+def _in(fault: SeededFault | None, mode: Mode) -> Fault | None:
+    """The patch of a fault, in the modes in which it is one."""
+    return fault.apply if fault is not None and mode in fault.modes else None
+
+
+def _fault(options: argparse.Namespace) -> SeededFault | None:
     """The patch that --fault names.
 
     Raises:
@@ -252,7 +282,7 @@ def _fault(options: argparse.Namespace) -> Fault | None:
     if options.mode != "all" and Mode(options.mode) not in fault.modes:
         wanted = " or ".join(map(str, fault.modes))
         raise InputError(f"--fault {name} does nothing in --mode {options.mode}; use --mode {wanted} or --mode all")
-    return fault.apply
+    return fault
 
 
 def _print_table(suite: list[Evidence]) -> None:
