@@ -45,7 +45,6 @@ class TwinRun:
     eager: Transcript
     release: Release
     entries: list[Any]
-    same_batches: bool
     histories: dict[str, np.ndarray]
     padding: dict[str, int]
     curves: dict[str, Curves] = field(default_factory=dict[str, Curves])
@@ -86,7 +85,6 @@ def run_twins(
     marks = set(np.linspace(0, steps - 1, evaluations).astype(int).tolist()) if test is not None else set[int]()
     curves = {"lazy": Curves(), "eager": Curves()}
     transcripts: list[Transcript] = []
-    same_batches = True
     for step in range(steps):
         if step == resume_at:
             lazy, before = _resume(problem, spec, key, lazy, ledger, folder, device, fault)
@@ -97,7 +95,6 @@ def run_twins(
         tick()
         if step in marks and test is not None:
             _note(curves["lazy"], step, loss, problem, *settled_copy(lazy), test)
-        same_batches = same_batches and np.array_equal(indices, eager.sample())
         loss = eager.train_batch(batch)
         tick()
         if step in marks and test is not None:
@@ -110,7 +107,7 @@ def run_twins(
     transcripts.append(_of(lazy))
     return TwinRun(
         name, spec, reduce(joined, transcripts), _of(eager), release, list(ledger.entries),
-        same_batches, histories, padding, curves,
+        histories, padding, curves,
     )  # fmt: skip
 
 
