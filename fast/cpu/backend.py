@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from weakref import WeakKeyDictionary
@@ -17,51 +17,55 @@ from samelaw.contract.errors import InputError
 from samelaw.contract.noise import NoiseStream, Purpose, check_address
 from samelaw.contract.schedule import NoiseClock
 from samelaw.contract.spec import Mode
-from samelaw.contract.trace import Pooling
-from samelaw.fast.cpu.batch import BAGS_A_CHUNK, TableBatch, call_arrays
+from samelaw.fast.cpu.batch import BagsOfCalls, CheckedCall
 from samelaw.fast.cpu.checks import array, check_rows
-from samelaw.fast.cpu.clipping import continue_norms, first_bags
+from samelaw.fast.cpu.clipping import continue_norms
+from samelaw.fast.cpu.compiled import thread_limit
 from samelaw.fast.cpu.draw import draw_normals, join_parts, sample_parts, subtract_row_noise
 from samelaw.fast.cpu.history import take_due
 from samelaw.fast.cpu.pooling import pool_bags
-from samelaw.fast.cpu.settle import first_bad_span, settle_by_bridge, settle_by_draws
+from samelaw.fast.cpu.settle import inspect_spans, settle_by_bridge, settle_by_draws
 from samelaw.fast.cpu.update import sum_groups, update_groups
 from samelaw.fast.kernels import LookupCall, NoisePlan
 
+_BAGS_A_CHUNK = 128
 _BRIDGE_BITS = 30
+_LARGEST = {np.dtype(np.int32): 2**31 - 1, np.dtype(np.int64): 2**63 - 1}
 _SAMPLED_AT_ONCE = 1 << 14
+_WORTH_THREADS = 30_000  # nanoseconds
 
 
 class CpuKernels:
     """`Kernels` on the CPU. No result depends on the number of threads.
 
     Args:
-        threads: worker threads of this process's numba kernels; 0 leaves the setting alone.
+        threads: worker threads; 0 takes as many as numba is set to use.
     """
 
     name = "cpu"
     device = torch.device("cpu")
 
     def __init__(self, threads: int = 0) -> None:
-        limit = int(numba.config.NUMBA_NUM_THREADS)
+        limit = thread_limit()
         if not 0 <= threads <= limit:
             raise InputError(f"threads must be in 0..{limit} on this machine, got {threads}")
-        if threads:
-            numba.set_num_threads(threads)
+        self._threads = threads
+        self._bags = BagsOfCalls()
         self._plans: WeakKeyDictionary[NoisePlan, _Prepared] = WeakKeyDictionary()
 
     def due_rows(self, history: Tensor, ids: Tensor, until: int) -> tuple[Tensor, Tensor]:
-        paid = array("history", history, (torch.int32, torch.int64), 1)
+        paid = array("history", history, torch.int64 if history.dtype is torch.int64 else torch.int32, 1)
         wanted = array("ids", ids, torch.int64, 1)
         check_rows("ids", wanted, paid.shape[0])
-        largest = int(np.iinfo(paid.dtype).max)
+        largest = _LARGEST[paid.dtype]
         if not 0 <= until <= largest:
             raise InputError(
                 f"until must be in 0..{largest} for a history of {paid.dtype}, got {until}: longer runs need int64"
             )
-        rows, since = torch.empty_like(ids), torch.empty_like(ids)
-        count = take_due(paid, wanted, until, rows.numpy(), since.numpy())
-        return rows[:count], since[:count]
+        found = torch.empty((2, wanted.shape[0]), dtype=torch.int64)
+        rows_since = found.numpy()
+        count = take_due(paid, wanted, until, rows_since[0], rows_since[1])
+        return found[0, :count], found[1, :count]
 
     def settle(self, weights: Tensor, rows: Tensor, since: Tensor, until: int, plan: NoisePlan) -> None:
         table = array("weights", weights, torch.float32, 2)
@@ -73,7 +77,7 @@ class CpuKernels:
                 f"the plan is for {plan.dim} columns and {plan.clock.steps} steps, "
                 f"got {table.shape[1]} columns and until={until}"
             )
-        bad = first_bad_span(due, paid, until, table.shape[0])
+        bad, owed = inspect_spans(due, paid, until, table.shape[0])
         if bad >= 0:
             raise InputError(
                 f"entry {bad} must have a row in 0..{table.shape[0] - 1} and since in 0..{until}, "
@@ -82,42 +86,42 @@ class CpuKernels:
         prepared = self._plans.get(plan)
         if prepared is None:
             prepared = self._plans[plan] = _Prepared.of(plan)
-        check_address(
-            table=plan.table, largest_row=max(table.shape[0] - 1, 0), largest_step=plan.clock.steps - 1, dim=plan.dim
-        )
-        if due.shape[0] == 0:
+        if owed == 0:
             return
         if plan.mode is Mode.BRIDGE:
-            settle_by_bridge(
+            arguments = (
                 table, due, paid, until, prepared.key, plan.stream.rounds, int(Purpose.BRIDGE), plan.table,
                 prepared.clock, prepared.bridge_scale, prepared.bridge_unit, max(1, 1024 // plan.dim),
             )  # fmt: skip
+            self._run(40 * due.shape[0] * plan.dim, settle_by_bridge, *arguments)
         else:
             aggregate = plan.mode is Mode.AGGREGATE
             purpose = Purpose.AGGREGATE if aggregate else Purpose.REPLAY
-            settle_by_draws(
+            arguments = (
                 table, due, paid, until, prepared.key, plan.stream.rounds, int(purpose), plan.table,
                 prepared.clock, prepared.tick, aggregate, _rows_a_chunk(plan.dim),
             )  # fmt: skip
+            draws = due.shape[0] if aggregate else owed
+            self._run(2 * draws * plan.dim, settle_by_draws, *arguments)
 
     def pool(self, weights: Tensor, call: LookupCall) -> Tensor:
         table = array("weights", weights, torch.float32, 2)
-        ids, offsets, bag_examples, bag_weights = call_arrays(call)
-        check_rows("ids", ids, table.shape[0])
-        out = torch.empty((bag_examples.shape[0], table.shape[1]), dtype=torch.float32)
-        mean = call.pooling is Pooling.MEAN
-        pool_bags(table, ids, offsets, bag_weights, mean, out.numpy(), BAGS_A_CHUNK)
+        checked = CheckedCall.of(call, table.shape[0])
+        out = torch.empty((checked.example_of_bag.shape[0], table.shape[1]), dtype=torch.float32)
+        self._run(
+            checked.ids.shape[0] * table.shape[1] // 2, pool_bags, table, checked.ids, checked.offsets,
+            checked.weights, checked.mean, out.numpy(), _BAGS_A_CHUNK,
+        )  # fmt: skip
         return out
 
     def square_norms(self, calls: Sequence[LookupCall], pooled: Sequence[Tensor], start: Tensor) -> Tensor:
         norms = array("start", start, torch.float64, 1).copy()
         if calls:
-            batch = TableBatch.of(calls, pooled, examples=norms.shape[0])
-            first = np.empty(norms.shape[0] + 1, np.int64)
-            first_bags(batch.example_of_bag, batch.order, first)
-            continue_norms(
-                norms, batch.gradients, batch.offsets, batch.means, batch.order, first, batch.rows,
-                batch.multiplicity, batch.distinct, BAGS_A_CHUNK,
+            bags = self._bags(calls, pooled, norms.shape[0])
+            gradients = bags.gradients(pooled)
+            self._run(
+                gradients.size // 2, continue_norms, norms, gradients, bags.offsets, bags.means, bags.order,
+                bags.first_of_example(norms.shape[0]), bags.rows, bags.multiplicity, bags.distinct, _BAGS_A_CHUNK,
             )  # fmt: skip
         return torch.from_numpy(norms)
 
@@ -125,17 +129,16 @@ class CpuKernels:
         self, calls: Sequence[LookupCall], pooled: Sequence[Tensor], factors: Tensor, exponent: int
     ) -> tuple[Tensor, Tensor]:
         clip = _factors(factors)
-        batch = TableBatch.of(calls, pooled, examples=clip.shape[0])
-        groups = batch.groups()
-        touched = groups.row[: groups.count]
-        ascending = np.argsort(touched)
-        sums = np.empty((groups.count, batch.gradients.shape[1]), np.int64)
-        sum_groups(
-            sums, ascending, groups.first, groups.following, groups.bag_of_entry, batch.multiplicity,
-            batch.example_of_bag, batch.offsets, batch.means, batch.gradients, clip, math.ldexp(1.0, -exponent),
-            BAGS_A_CHUNK,
+        bags = self._bags(calls, pooled, clip.shape[0])
+        gradients, groups = bags.gradients(pooled), bags.groups
+        ascending = np.argsort(groups.row)
+        sums = np.empty((groups.count, gradients.shape[1]), np.int64)
+        self._run(
+            bags.rows.shape[0] * gradients.shape[1], sum_groups, sums, ascending, groups.first, groups.following,
+            groups.bag_of_entry, bags.multiplicity, (bags.offsets, bags.example_of_bag, bags.means), gradients, clip,
+            math.ldexp(1.0, -exponent), _BAGS_A_CHUNK,
         )  # fmt: skip
-        return torch.from_numpy(touched[ascending]), torch.from_numpy(sums)
+        return torch.from_numpy(groups.row[ascending]), torch.from_numpy(sums)
 
     def update(
         self,
@@ -147,16 +150,16 @@ class CpuKernels:
         rate: float,
     ) -> None:
         table, clip = array("weights", weights, torch.float32, 2), _factors(factors)
-        batch = TableBatch.of(calls, pooled, examples=clip.shape[0], table_rows=table.shape[0])
-        if batch.gradients.shape[1] != table.shape[1]:
-            raise InputError(
-                f"pooled gradients must have the table's {table.shape[1]} columns, got {batch.gradients.shape[1]}"
-            )
-        groups = batch.groups()
-        update_groups(
-            table, groups.count, groups.row, groups.first, groups.following, groups.bag_of_entry, batch.multiplicity,
-            batch.example_of_bag, batch.offsets, batch.means, batch.gradients, clip, math.ldexp(1.0, -exponent),
-            math.ldexp(1.0, exponent), np.float32(rate), BAGS_A_CHUNK,
+        bags = self._bags(calls, pooled, clip.shape[0])
+        gradients, groups = bags.gradients(pooled), bags.groups
+        if gradients.shape[1] != table.shape[1]:
+            raise InputError(f"pooled gradients must have the table's {table.shape[1]} columns, got {gradients.shape}")
+        check_rows("ids", groups.row, table.shape[0])
+        self._run(
+            bags.rows.shape[0] * gradients.shape[1], update_groups, table, groups.count, groups.row, groups.first,
+            groups.following, groups.bag_of_entry, bags.multiplicity,
+            (bags.offsets, bags.example_of_bag, bags.means), gradients, clip, math.ldexp(1.0, -exponent),
+            math.ldexp(1.0, exponent), np.float32(rate), _BAGS_A_CHUNK,
         )  # fmt: skip
 
     def normals(
@@ -194,10 +197,23 @@ class CpuKernels:
         room = min(_SAMPLED_AT_ONCE, math.ceil(expected + 10 * math.sqrt(expected)) + 16)
         drawn, counts = np.empty((parts, room), np.int64), np.empty(parts, np.int64)
         address = (_key(stream), stream.rounds, int(Purpose.SAMPLING), step, threshold, examples, _SAMPLED_AT_ONCE)
-        sample_parts(drawn, counts, *address)
+        self._run(examples, sample_parts, drawn, counts, *address)
         out = np.empty(int(counts.sum()), np.int64)
         join_parts(out, drawn, counts, *address)
         return torch.from_numpy(out)
+
+    def _run(self, nanoseconds: int, compiled: Callable[..., None], *arguments: object) -> None:
+        """Run a kernel of about so much work: on one thread where waking the others would cost more than it saves."""
+        present = numba.get_num_threads()
+        wanted = (self._threads or present) if nanoseconds > _WORTH_THREADS else 1
+        if wanted == present:
+            compiled(*arguments)
+            return
+        numba.set_num_threads(wanted)
+        try:
+            compiled(*arguments)
+        finally:
+            numba.set_num_threads(present)
 
 
 @dataclass(frozen=True, repr=False)
@@ -213,6 +229,7 @@ class _Prepared:
     @classmethod
     def of(cls, plan: NoisePlan) -> _Prepared:
         clock: NoiseClock = plan.clock
+        check_address(table=plan.table, largest_row=0, largest_step=clock.steps - 1, dim=plan.dim)
         arrays = (
             np.array(clock.scales, np.float32),
             np.array(clock.starts, np.int64),

@@ -107,27 +107,28 @@ def shared_overlap(rows, multiplicity, p, p_count, q, q_count):
 
 
 @kernel()
-def group_by_row(rows, offsets, distinct, order, group_of_slot, group_row, first, following, last, bag_of_entry):
+def group_by_row(rows, offsets, distinct, order, slot_row, slot_group, group_row, first, last, following, bag_of_entry):
     """Link the entries (bag, row) of a batch into one list per row, in the order of the bags; returns the row count.
 
     An entry is a position of `rows`. Group g's row is group_row[g]; its entries start at first[g] and go on through
     following[] to -1. Rows get their groups in order of first occurrence. `order` lists the bags by example; empty
-    means that they are in order already.
+    means that they are in order already. slot_group is -1 where a slot is free.
     """
-    size = group_of_slot.shape[0]
+    size = int64(slot_row.shape[0])
     groups = int64(0)
     for k in range(distinct.shape[0]):
         bag = order[k] if order.shape[0] > 0 else int64(k)
         for entry in range(offsets[bag], offsets[bag] + distinct[bag]):
             row = rows[entry]
             probe = first_probe(row, size)
-            while group_of_slot[probe] >= 0 and group_row[group_of_slot[probe]] != row:
+            while slot_group[probe] >= 0 and slot_row[probe] != row:
                 probe = (probe + 1) & (size - 1)
             bag_of_entry[entry] = bag
             following[entry] = -1
-            group = group_of_slot[probe]
+            group = int64(slot_group[probe])
             if group < 0:
-                group_of_slot[probe] = groups
+                slot_row[probe] = row
+                slot_group[probe] = groups
                 group_row[groups] = row
                 first[groups] = entry
                 last[groups] = entry

@@ -4,80 +4,158 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from samelaw.contract.errors import InputError
+from samelaw.contract.noise import ROW_BITS
 from samelaw.contract.trace import Pooling
 from samelaw.fast.cpu.bags import count_multiplicities, group_by_row, table_size
-from samelaw.fast.cpu.checks import array, check_call, check_pooled, check_rows
+from samelaw.fast.cpu.checks import array, check_rows
+from samelaw.fast.cpu.clipping import first_bags
+from samelaw.fast.cpu.pooling import inspect_call
 from samelaw.fast.kernels import LookupCall
 
 NO_WEIGHTS = np.empty(0, np.float32)
-IN_ORDER = np.empty(0, np.int64)
-BAGS_A_CHUNK = 128
+_IN_ORDER = np.empty(0, np.int64)
+_LARGEST_BATCH = 1 << 30  # entries are counted in int32
+_BAGS_A_CHUNK = 256
 
 
 @dataclass(frozen=True, repr=False)
-class TableBatch:
-    """One table's bags in call order, their gradients, and each bag's distinct rows with multiplicities.
+class CheckedCall:
+    """A call's arrays, found sound.
+
+    Attributes:
+        ids, offsets, example_of_bag, weights: as in LookupCall; no weights are an empty array.
+        mean: whether bags are pooled by their mean.
+        examples: one more than the largest example.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    example_of_bag: np.ndarray
+    weights: np.ndarray
+    mean: bool
+    examples: int
+
+    @classmethod
+    def of(cls, call: LookupCall, rows: int) -> CheckedCall:
+        """Check the call against a table of `rows` rows.
+
+        Raises:
+            InputError: offsets, examples, weights or ids are not as LookupCall describes them.
+        """
+        ids = array("ids", call.ids, torch.int64, 1)
+        offsets = array("offsets", call.offsets, torch.int64, 1)
+        owners = array("example_of_bag", call.example_of_bag, torch.int64, 1)
+        mean, weights = call.pooling is Pooling.MEAN, NO_WEIGHTS
+        if call.weights is not None:
+            weights = array("weights", call.weights, torch.float32, 1)
+            if mean or weights.shape != ids.shape:
+                raise InputError(f"weights need sum pooling and one weight per id, got {weights.size} in {call!r}")
+        bad, smallest, largest, last = inspect_call(ids, offsets, owners)
+        if bad == -2:
+            raise InputError(
+                f"offsets must have one entry more than the {owners.shape[0]} bags and rise from 0 to "
+                f"{ids.shape[0]}, got {offsets.shape[0]} entries in {call!r}"
+            )
+        if bad >= 0:
+            raise InputError(f"bag {bad} of {call!r} breaks the order: neither offsets nor example_of_bag may fall")
+        if smallest < 0 or largest >= rows:
+            check_rows("ids", ids, rows)
+        return cls(ids, offsets, owners, weights, mean, int(last) + 1)
+
+
+@dataclass(frozen=True, repr=False)
+class Bags:
+    """The bags of all calls of one table, in call order, with the distinct rows of each. Owns its memory.
 
     Attributes:
         offsets: bag i's entries begin at offsets[i]; there are distinct[i] of them.
         example_of_bag: the example of each bag.
-        order: the bags sorted by example, call order kept within one; empty when they are in that order already.
         means: whether a bag is pooled by its mean.
-        gradients: d(loss)/d(pooled) per bag, float32.
+        order: the bags sorted by example, call order kept within one; empty when they are in that order already.
         rows, multiplicity, distinct: see `count_multiplicities`.
+        examples: one more than the largest example.
     """
 
     offsets: np.ndarray
     example_of_bag: np.ndarray
-    order: np.ndarray
     means: np.ndarray
-    gradients: np.ndarray
+    order: np.ndarray
     rows: np.ndarray
     multiplicity: np.ndarray
     distinct: np.ndarray
+    examples: int
 
     @classmethod
-    def of(
-        cls, calls: Sequence[LookupCall], pooled: Sequence[Tensor], *, examples: int, table_rows: int | None = None
-    ) -> TableBatch:
-        """Check the calls and join them.
+    def of(cls, calls: Sequence[LookupCall]) -> Bags:
+        """Check the calls, join them, and count.
 
         Raises:
-            InputError: a call or a gradient is malformed, or an id lies outside the table.
+            InputError: a call is malformed, or the batch is too large.
         """
-        check_pooled(calls, pooled)
-        parts = [_Call.of(call, gradient, examples) for call, gradient in zip(calls, pooled, strict=True)]
-        if len(parts) == 1:
-            joined, order = parts[0], IN_ORDER
-        else:
-            joined = _join(parts)
-            order = np.argsort(joined.example_of_bag, kind="stable")
-        # Without a table at hand, 2^48 rows bound what an address can hold.
-        check_rows("ids", joined.ids, table_rows if table_rows is not None else 1 << 48)
-        rows, multiplicity = np.empty_like(joined.ids), np.empty(joined.ids.shape[0], np.float64)
-        distinct = np.empty(joined.example_of_bag.shape[0], np.int64)
-        count_multiplicities(joined.ids, joined.offsets, joined.weights, rows, multiplicity, distinct, BAGS_A_CHUNK)
-        return cls(
-            joined.offsets, joined.example_of_bag, order, joined.means, joined.gradients, rows, multiplicity, distinct
+        checked = [CheckedCall.of(call, 1 << ROW_BITS) for call in calls]
+        starts = np.cumsum([0, *(c.ids.shape[0] for c in checked)])
+        if starts[-1] > _LARGEST_BATCH:
+            raise InputError(f"a batch may hold 2^30 ids a table, got {starts[-1]}: use a smaller sampling rate")
+        ids = _joined([c.ids for c in checked])
+        weighted = any(c.weights.shape[0] for c in checked)
+        weights = _joined([c.weights if c.weights.shape[0] else np.ones(c.ids.shape[0], np.float32) for c in checked])
+        offsets = np.append(_joined([c.offsets[:-1] + s for c, s in zip(checked, starts, strict=False)]), starts[-1])
+        owners = _joined([c.example_of_bag for c in checked])
+        means = _joined([np.full(c.example_of_bag.shape[0], c.mean) for c in checked])
+        order = np.argsort(owners, kind="stable") if len(checked) > 1 else _IN_ORDER
+        rows, multiplicity = np.empty_like(ids), np.empty(ids.shape[0], np.float64)
+        distinct = np.empty(owners.shape[0], np.int64)
+        count_multiplicities(
+            ids, offsets, weights if weighted else NO_WEIGHTS, rows, multiplicity, distinct, _BAGS_A_CHUNK
         )
+        examples = max(c.examples for c in checked)
+        return cls(offsets, owners.copy(), means, order, rows, multiplicity, distinct, examples)
 
+    def first_of_example(self, examples: int) -> np.ndarray:
+        """Where each example's bags begin in `order`, and the number of bags."""
+        first = np.empty(examples + 1, np.int64)
+        first_bags(self.example_of_bag, self.order, first)
+        return first
+
+    @cached_property
     def groups(self) -> Groups:
         """The entries, linked by row."""
         size = self.rows.shape[0]
-        group_of_slot = np.full(table_size(size), -1, np.int64)
-        group_row, first, last = (np.empty(size, np.int64) for _ in range(3))
-        following, bag_of_entry = np.empty(size, np.int64), np.empty(size, np.int64)
+        slots = table_size(size)
+        group_row, slot_row, slot_group = (
+            np.empty(size, np.int64),
+            np.empty(slots, np.int64),
+            np.full(slots, -1, np.int32),
+        )
+        first, last, following, bag_of_entry = (np.empty(size, np.int32) for _ in range(4))
         count = group_by_row(
-            self.rows, self.offsets, self.distinct, self.order, group_of_slot, group_row, first, following, last,
-            bag_of_entry,
+            self.rows, self.offsets, self.distinct, self.order, slot_row, slot_group, group_row, first, last,
+            following, bag_of_entry,
         )  # fmt: skip
-        return Groups(count, group_row, first, following, bag_of_entry)
+        return Groups(count, group_row[:count], first, following, bag_of_entry)
+
+    def gradients(self, pooled: Sequence[Tensor]) -> np.ndarray:
+        """The pooled gradients of all calls, end to end.
+
+        Raises:
+            InputError: the gradients do not fit the bags.
+        """
+        parts = [array("pooled", gradient, torch.float32, 2) for gradient in pooled]
+        found = sum(p.shape[0] for p in parts)
+        if found != self.distinct.shape[0] or len({p.shape[1] for p in parts}) != 1 or parts[0].shape[1] == 0:
+            raise InputError(
+                f"pooled gradients must have one row per bag ({self.distinct.shape[0]}) and one number of columns, "
+                f"got shapes {[p.shape for p in parts]}"
+            )
+        return _joined(parts)
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,47 +169,40 @@ class Groups:
     bag_of_entry: np.ndarray
 
 
-@dataclass(frozen=True, repr=False)
-class _Call:
-    ids: np.ndarray
-    offsets: np.ndarray
-    example_of_bag: np.ndarray
-    weights: np.ndarray
-    means: np.ndarray
-    gradients: np.ndarray
+class BagsOfCalls:
+    """Remembers the bags of calls for as long as the calls live: clipping and update ask for the same ones."""
 
-    @classmethod
-    def of(cls, call: LookupCall, gradient: Tensor, examples: int) -> _Call:
-        ids, offsets, bag_examples, weights = call_arrays(call, examples)
-        means = np.full(bag_examples.shape[0], call.pooling is Pooling.MEAN)
-        return cls(ids, offsets, bag_examples, weights, means, array("pooled", gradient, torch.float32, 2))
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[LookupCall, tuple[object, Bags]] = WeakKeyDictionary()
 
+    def __call__(self, calls: Sequence[LookupCall], pooled: Sequence[Tensor], examples: int) -> Bags:
+        """The bags of `calls`, whose examples are 0..examples-1.
 
-def call_arrays(call: LookupCall, examples: int = -1) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """ids, offsets, example_of_bag and weights (none: empty) of a call, checked against each other."""
-    ids = array("ids", call.ids, torch.int64, 1)
-    offsets = array("offsets", call.offsets, torch.int64, 1)
-    bag_examples = array("example_of_bag", call.example_of_bag, torch.int64, 1)
-    check_call(call, ids, offsets, bag_examples, examples)
-    if call.weights is None:
-        return ids, offsets, bag_examples, NO_WEIGHTS
-    weights = array("weights", call.weights, torch.float32, 1)
-    if weights.shape != ids.shape or call.pooling is not Pooling.SUM:
-        raise InputError(f"weights need sum pooling and one weight per id, got {weights.shape[0]} weights in {call!r}")
-    return ids, offsets, bag_examples, weights
+        Raises:
+            InputError: as `Bags.of`; or an example is out of range; or there is not one gradient per call.
+        """
+        if not calls or len(calls) != len(pooled):
+            raise InputError(f"one pooled gradient per call is needed, got {len(calls)} calls, {len(pooled)} gradients")
+        # An in-place change of a tensor raises its version, and makes what was remembered stale.
+        identity = [(ref(call), *map(_version, _tensors(call))) for call in calls]
+        known = self._known.get(calls[0])
+        if known is None or known[0] != identity:
+            known = self._known[calls[0]] = identity, Bags.of(calls)
+        bags = known[1]
+        if bags.examples > examples:
+            raise InputError(f"example_of_bag must stay in 0..{examples - 1}, got {bags.examples - 1}")
+        return bags
 
 
-def _join(parts: Sequence[_Call]) -> _Call:
-    """Calls end to end. If any has weights, the others get ones, which are the same arithmetic."""
-    starts = np.cumsum([0, *(p.ids.shape[0] for p in parts)])
-    weighted = any(p.weights.shape[0] for p in parts)
-    return _Call(
-        np.concatenate([p.ids for p in parts]),
-        np.concatenate([*(p.offsets[:-1] + start for p, start in zip(parts, starts[:-1], strict=True)), starts[-1:]]),
-        np.concatenate([p.example_of_bag for p in parts]),
-        np.concatenate([p.weights if p.weights.shape[0] else np.ones(p.ids.shape[0], np.float32) for p in parts])
-        if weighted
-        else NO_WEIGHTS,
-        np.concatenate([p.means for p in parts]),
-        np.concatenate([p.gradients for p in parts]),
-    )
+def _tensors(call: LookupCall) -> list[Tensor]:
+    fixed = [call.ids, call.offsets, call.example_of_bag]
+    return fixed if call.weights is None else [*fixed, call.weights]
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Arrays end to end; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

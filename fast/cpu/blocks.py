@@ -10,9 +10,8 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
-from samelaw.fast.cpu.lanes import F32, F64, I64, LANES, Lanes, element_pointer
+from samelaw.fast.cpu.lanes import F32, F64, I64, LANES, Lanes, counted_loop, element_pointer, intrinsic
 
 _ROUND = 1.5 * 2.0**52  # x + _ROUND - _ROUND rounds |x| < 2^51 to the nearest integer, ties to even
 
@@ -87,35 +86,39 @@ def pay_block(typingctx: Any, weights: Any, position: Any, paths: Any, owed: Any
 
 
 @intrinsic
-def add_products(typingctx: Any, left: Any, position: Any, right: Any, other: Any, lanes: Any) -> Any:
-    """lanes[j] = fl64(lanes[j] + fl64(left[j] * right[j])) for eight float32 pairs, widened; lanes is float64 (8,)."""
-    return types.void(left, types.int64, right, types.int64, lanes), _codegen(_products(mean=False))
+def product_lanes(typingctx: Any, gradients: Any, left: Any, right: Any, eights: Any, lanes: Any) -> Any:
+    """lanes[j] = the sum over k < eights, in order, of left[8k + j] * right[8k + j], in float64 from 0.
+
+    `left` and `right` are flat positions in the float32 `gradients`; lanes is float64 (8,).
+    """
+    i = types.int64
+    return types.void(gradients, i, i, i, lanes), _codegen(_products(lambda _, d, e: d * e))
 
 
 @intrinsic
-def add_mean_products(
-    typingctx: Any,
-    left: Any,
-    position: Any,
-    right: Any,
-    other: Any,
-    lanes: Any,
-    left_count: Any,
-    right_count: Any,
+def mean_product_lanes(
+    typingctx: Any, gradients: Any, left: Any, right: Any, eights: Any, lanes: Any, p_count: Any, q_count: Any
 ) -> Any:
-    """As `add_products`, each factor divided by its bag's count first."""
+    """As `product_lanes`, each factor divided by its bag's count first."""
+
+    def quotients(at: _Access, d: Lanes, e: Lanes) -> Lanes:
+        return (d / at.splat(5, 8)) * (e / at.splat(6, 8))
+
     i, f = types.int64, types.float64
-    return types.void(left, i, right, i, lanes, f, f), _codegen(_products(mean=True))
+    return types.void(gradients, i, i, i, lanes, f, f), _codegen(_products(quotients))
 
 
-def _products(*, mean: bool) -> Callable[[_Access], None]:
+def _products(product: Callable[[_Access, Lanes, Lanes], Lanes]) -> Callable[[_Access], None]:
     def build(at: _Access) -> None:
-        d = at.load(0, at.argument(1), F32, 8).widen()
-        e = at.load(2, at.argument(3), F32, 8).widen()
-        if mean:
-            d, e = d / at.splat(5, 8), e / at.splat(6, 8)
-        lanes = at.load(4, I64(0), F64, 8)
-        (lanes + d * e).store(at.pointer(4, I64(0)))
+        zero = Lanes(at.builder, ir.Constant(ir.VectorType(F64, 8), [0.0] * 8))
+
+        def add(index: Any, carried: list[Lanes]) -> list[Lanes]:
+            shift = at.times(index, 8)
+            d = at.load(0, at.builder.add(at.argument(1), shift), F32, 8).widen()
+            e = at.load(0, at.builder.add(at.argument(2), shift), F32, 8).widen()
+            return [carried[0] + product(at, d, e)]
+
+        counted_loop(at.builder, at.argument(3), [zero], add)[0].store(at.pointer(4, I64(0)))
 
     return build
 
@@ -128,24 +131,25 @@ class _Access:
     """Arguments of an intrinsic, as pointers, vectors and splats."""
 
     def __init__(self, context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> None:
-        self._context, self._builder, self._signature, self._arguments = context, builder, signature, arguments
+        self.builder = builder
+        self._context, self._signature, self._arguments = context, signature, arguments
 
     def argument(self, number: int) -> Any:
         return self._arguments[number]
 
     def times(self, value: Any, factor: int) -> Any:
-        return self._builder.mul(value, I64(factor))
+        return self.builder.mul(value, I64(factor))
 
     def pointer(self, number: int, position: Any) -> Any:
         return element_pointer(
-            self._context, self._builder, self._signature.args[number], self._arguments[number], position
+            self._context, self.builder, self._signature.args[number], self._arguments[number], position
         )
 
     def load(self, number: int, position: Any, element: ir.Type, count: int = LANES) -> Lanes:
-        return Lanes.load(self._builder, self.pointer(number, position), element, count)
+        return Lanes.load(self.builder, self.pointer(number, position), element, count)
 
     def splat(self, number: int, count: int = LANES) -> Lanes:
-        return Lanes.splat(self._builder, self._arguments[number], count)
+        return Lanes.splat(self.builder, self._arguments[number], count)
 
 
 def _codegen(build: Callable[[_Access], None]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ from numba import float64, int64, prange
 
 from samelaw.contract.spec import CANCELLATION_MARGIN
 from samelaw.fast.cpu.bags import own_overlap, shared_overlap
-from samelaw.fast.cpu.blocks import add_mean_products, add_products
+from samelaw.fast.cpu.blocks import mean_product_lanes, product_lanes
 from samelaw.fast.cpu.compiled import inline, kernel
 
 _MARGIN = float(CANCELLATION_MARGIN)
@@ -21,13 +21,11 @@ def dot(gradients, p, p_count, q, q_count, mean, lanes):
     With `mean`, each gradient is divided by its bag's count first (a count of 1 changes nothing).
     """
     dim = int64(gradients.shape[1])
-    lanes[:] = 0.0
     whole = dim - dim % _EIGHT
-    for j in range(0, whole, _EIGHT):
-        if mean:
-            add_mean_products(gradients, p * dim + j, gradients, q * dim + j, lanes, p_count, q_count)
-        else:
-            add_products(gradients, p * dim + j, gradients, q * dim + j, lanes)
+    if mean:
+        mean_product_lanes(gradients, p * dim, q * dim, dim // _EIGHT, lanes, p_count, q_count)
+    else:
+        product_lanes(gradients, p * dim, q * dim, dim // _EIGHT, lanes)
     for j in range(whole, dim):
         d, e = float64(gradients[p, j]), float64(gradients[q, j])
         if mean:

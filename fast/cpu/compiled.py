@@ -39,6 +39,12 @@ def _cache_folder() -> str | None:
 
 
 _CACHE = _cache_folder()
+_settings: Any = config
+
+
+def thread_limit() -> int:
+    """Threads that numba may use in this process (NUMBA_NUM_THREADS, or the number of cores)."""
+    return int(_settings.NUMBA_NUM_THREADS)
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -53,13 +59,13 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
         options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "parallel": parallel}
         if _CACHE is None:
             return njit(**options)(function)
-        before = config.CACHE_DIR
-        config.CACHE_DIR = _CACHE
+        before = _settings.CACHE_DIR
+        _settings.CACHE_DIR = _CACHE
         try:
             return njit(cache=True, **options)(function)
         except (RuntimeError, NumbaError):  # numba found no place after all: compile on every start
             return njit(**options)(function)
         finally:
-            config.CACHE_DIR = before
+            _settings.CACHE_DIR = before
 
     return decorate

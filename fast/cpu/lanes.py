@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 LANES = 16
 
@@ -19,6 +19,10 @@ I32 = ir.IntType(32)
 I64 = ir.IntType(64)
 F32 = ir.FloatType()
 F64 = ir.DoubleType()
+
+
+# numba hands an intrinsic its typing context; callers do not pass one, which no type checker can follow.
+intrinsic: Any = extending.intrinsic
 
 
 class Lanes:
@@ -153,10 +157,12 @@ def transpose(vectors: Sequence[Lanes]) -> list[Lanes]:
     return [Lanes(builder, row) for row in rows]
 
 
-def counted_loop(builder: ir.IRBuilder, count: Any, carried: Sequence[Lanes], body: Callable[..., Any]) -> list[Lanes]:
-    """Run `body(carried) -> carried` `count` >= 1 times (an i64), keeping the vectors in registers between rounds."""
+def counted_loop(
+    builder: ir.IRBuilder, count: Any, carried: Sequence[Lanes], body: Callable[[Any, list[Lanes]], list[Lanes]]
+) -> list[Lanes]:
+    """Run `body(index, carried) -> carried` for index = 0, ..., count - 1, the vectors in registers all the while."""
     before = builder.basic_block
-    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+    loop, inside, after = (builder.append_basic_block(name) for name in ("loop", "inside", "after"))
     builder.branch(loop)
     builder.position_at_end(loop)
     index = builder.phi(I64)
@@ -164,14 +170,14 @@ def counted_loop(builder: ir.IRBuilder, count: Any, carried: Sequence[Lanes], bo
     phis = [builder.phi(v.value.type) for v in carried]
     for phi, start in zip(phis, carried, strict=True):
         phi.add_incoming(start.value, before)
-    results = body([Lanes(builder, phi) for phi in phis])
-    following = builder.add(index, I64(1))
-    index.add_incoming(following, builder.basic_block)
-    for phi, result in zip(phis, results, strict=True):
+    builder.cbranch(builder.icmp_unsigned("<", index, count), inside, after)
+    builder.position_at_end(inside)
+    for phi, result in zip(phis, body(index, [Lanes(builder, phi) for phi in phis]), strict=True):
         phi.add_incoming(result.value, builder.basic_block)
-    builder.cbranch(builder.icmp_unsigned("<", following, count), loop, after)
+    index.add_incoming(builder.add(index, I64(1)), builder.basic_block)
+    builder.branch(loop)
     builder.position_at_end(after)
-    return list(results)
+    return [Lanes(builder, phi) for phi in phis]
 
 
 def emitted(name: str, arguments: Sequence[ir.Type], build: Callable[..., None]) -> Callable[..., Any]:
@@ -204,8 +210,8 @@ def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
     """Ask for the cache line of array.flat[index], to be written. A hint: any index is allowed, nothing is read."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        pointer = element_pointer(context, builder, signature.args[0], arguments[0], arguments[1])
-        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        element = element_pointer(context, builder, signature.args[0], arguments[0], arguments[1])
+        pointer: Any = builder.bitcast(element, ir.IntType(8).as_pointer())
         function = cgutils.get_or_insert_function(
             builder.module,
             ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32]),

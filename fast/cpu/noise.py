@@ -12,10 +12,20 @@ import numpy as np
 from llvmlite import ir
 from numba import int64, uint32
 from numba.core import types
-from numba.extending import intrinsic
 
 from samelaw.fast.cpu.compiled import inline
-from samelaw.fast.cpu.lanes import F32, I32, I64, LANES, Lanes, counted_loop, element_pointer, emitted, transpose
+from samelaw.fast.cpu.lanes import (
+    F32,
+    I32,
+    I64,
+    LANES,
+    Lanes,
+    counted_loop,
+    element_pointer,
+    emitted,
+    intrinsic,
+    transpose,
+)
 
 _SIGMA = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)  # "expand 32-byte k"
 _COLUMNS = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15))
@@ -71,7 +81,7 @@ def _chacha(builder: ir.IRBuilder, key: Any, rounds: Any, counters: Any) -> list
     seed += [Lanes.splat(builder, builder.load(builder.gep(key, [I64(i)]))) for i in range(8)]
     seed += [Lanes.load(builder, builder.gep(counters, [I64(LANES * i)]), I32) for i in range(4)]
 
-    def double_round(x: list[Lanes]) -> list[Lanes]:
+    def double_round(_: Any, x: list[Lanes]) -> list[Lanes]:
         x = list(x)
         for a, b, c, d in (*_COLUMNS, *_DIAGONALS):
             for p, q, r, left in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):

@@ -1,4 +1,4 @@
-"""Paying what rows owe: replay and aggregate draw whole rows; bridge walks the dyadic tree. docs/arithmetic.md, Settlement."""
+"""Paying what rows owe: replay and aggregate draw whole rows, bridge walks a tree. docs/arithmetic.md, Settlement."""
 
 from __future__ import annotations
 
@@ -40,12 +40,14 @@ def clock_at(starts, elapsed, ticks, steps, step):
 
 
 @kernel()
-def first_bad_span(rows, since, until, table_rows):
-    """Index of the first entry with a row or a span out of range, or -1."""
+def inspect_spans(rows, since, until, table_rows):
+    """(index of the first entry with a row or a span out of range, or -1; steps owed by all entries together)."""
+    owed = int64(0)
     for i in range(rows.shape[0]):
         if not (0 <= rows[i] < table_rows and 0 <= since[i] <= until):
-            return i
-    return -1
+            return int64(i), owed
+        owed += until - since[i]
+    return int64(-1), owed
 
 
 @inline
@@ -77,7 +79,7 @@ def settle_by_draws(weights, rows, since, until, key, rounds, purpose, table, cl
             while used < LANES and index < stop:
                 row = rows[index]
                 if fresh:
-                    if index + _AHEAD < stop:
+                    if index + _AHEAD < count:  # beyond this chunk, too: the same thread goes on there
                         prefetch_row(weights, rows[index + _AHEAD], dim)
                     if since[index] == until:
                         index += 1
@@ -148,7 +150,7 @@ def settle_by_bridge(weights, rows, since, until, key, rounds, purpose, table, c
     buffers: the node sum on the way to `since`, the node sum on the way to `until`, and what is owed so far; the
     lefts that both descents pass cancel and are never added. scale is 2^(k-u), unit is 2^u.
     """
-    scales, starts, elapsed, ticks, steps = clock
+    _, starts, elapsed, ticks, steps = clock
     dim, count = int64(weights.shape[1]), int64(rows.shape[0])
     blocks = (dim + LANES - 1) // LANES
     padded = blocks * LANES

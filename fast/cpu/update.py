@@ -17,58 +17,69 @@ _AHEAD = 8  # groups between the prefetch of a row and its update
 
 
 @inline
-def add_contributions(
-    entry, following, bag_of_entry, multiplicity, example_of_bag, offsets, means, gradients, factors, to_grid, x, total
-):
-    """Add to `total` the integer contributions of one row's entries; `x` is scratch, one example's gradient."""
+def add_contributions(entry, following, bag_of_entry, multiplicity, bags, gradients, factors, to_grid, x, total):
+    """Add to `total` the integer contributions of one row's entries; `x` is scratch for one example's gradient."""
+    offsets, example_of_bag, means = bags
     dim = int64(gradients.shape[1])
     while entry >= 0:
-        example = example_of_bag[bag_of_entry[entry]]
-        factor = factors[example]
-        opened = False
-        while entry >= 0 and example_of_bag[bag_of_entry[entry]] == example:
-            bag, m = bag_of_entry[entry], multiplicity[entry]
-            count = divisor(offsets, means, bag)
-            gradient = gradients[bag]
-            if not opened:
-                x[:] = 0.0
-                opened = True
+        bag = int64(bag_of_entry[entry])
+        example = example_of_bag[bag]
+        factor, m = factors[example], multiplicity[entry]
+        scale = factor * to_grid
+        gradient, count = gradients[bag], divisor(offsets, means, bag)
+        entry = int64(following[entry])
+        if entry < 0 or example_of_bag[bag_of_entry[entry]] != example:  # the usual case: one bag of the example
+            if factor == 0.0:
+                continue
             if count == 1.0:
                 for j in range(dim):
-                    x[j] = x[j] + m * float64(gradient[j])
+                    total[j] = total[j] + int64((m * float64(gradient[j])) * scale)
             else:
                 for j in range(dim):
-                    x[j] = x[j] + m * (float64(gradient[j]) / count)
-            entry = following[entry]
+                    total[j] = total[j] + int64((m * (float64(gradient[j]) / count)) * scale)
+            continue
+        for j in range(dim):
+            x[j] = 0.0 + m * (float64(gradient[j]) / count)
+        while entry >= 0 and example_of_bag[bag_of_entry[entry]] == example:
+            bag, m = int64(bag_of_entry[entry]), multiplicity[entry]
+            gradient, count = gradients[bag], divisor(offsets, means, bag)
+            for j in range(dim):
+                x[j] = x[j] + m * (float64(gradient[j]) / count)
+            entry = int64(following[entry])
         if factor != 0.0:
-            scale = factor * to_grid
             for j in range(dim):
                 total[j] = total[j] + int64(x[j] * scale)
 
 
 @kernel(parallel=True)
-def sum_groups(
-    sums, groups, first, following, bag_of_entry, multiplicity, example_of_bag, offsets, means, gradients, factors,
-    to_grid, chunk,
-):  # fmt: skip
+def sum_groups(sums, groups, first, following, bag_of_entry, multiplicity, bags, gradients, factors, to_grid, chunk):
     """sums[i] = the exact sum of the contributions to group groups[i]."""
     dim, count = int64(gradients.shape[1]), int64(groups.shape[0])
     for part in prange((count + chunk - 1) // chunk):
         x = np.empty(dim, np.float64)
         for i in range(part * chunk, min((part + 1) * chunk, count)):
-            total = sums[i]
+            total, entry = sums[i], int64(first[groups[i]])
             total[:] = 0
-            add_contributions(
-                first[groups[i]], following, bag_of_entry, multiplicity, example_of_bag, offsets, means, gradients,
-                factors, to_grid, x, total,
-            )  # fmt: skip
+            add_contributions(entry, following, bag_of_entry, multiplicity, bags, gradients, factors, to_grid, x, total)
 
 
 @kernel(parallel=True)
 def update_groups(
-    weights, count, group_row, first, following, bag_of_entry, multiplicity, example_of_bag, offsets, means,
-    gradients, factors, to_grid, unit, rate, chunk,
-):  # fmt: skip
+    weights,
+    count,
+    group_row,
+    first,
+    following,
+    bag_of_entry,
+    multiplicity,
+    bags,
+    gradients,
+    factors,
+    to_grid,
+    unit,
+    rate,
+    chunk,
+):
     """w = fl32(w - fl32(rate * G)) on every touched row, G = fl32(sum) * unit."""
     dim = int64(gradients.shape[1])
     for part in prange((count + chunk - 1) // chunk):
@@ -77,10 +88,8 @@ def update_groups(
             if group + _AHEAD < count:
                 prefetch_row(weights, group_row[group + _AHEAD], dim)
             total[:] = 0
-            add_contributions(
-                first[group], following, bag_of_entry, multiplicity, example_of_bag, offsets, means, gradients,
-                factors, to_grid, x, total,
-            )  # fmt: skip
+            entry = int64(first[group])
+            add_contributions(entry, following, bag_of_entry, multiplicity, bags, gradients, factors, to_grid, x, total)
             row = weights[group_row[group]]
             for j in range(dim):
                 gradient = float32(float64(float32(total[j])) * unit)
