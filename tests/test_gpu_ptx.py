@@ -1,8 +1,8 @@
 """What Triton makes of the kernels for an H100, read in the PTX: no GPU is needed to compile.
 
 The kernels are compiled with the very arguments that GpuKernels launches them with. PTX says of every float operation
-how it rounds: an instruction with `.rn` is rounded to nearest by itself and ptxas may not fuse it; `.approx`, `.full`, `.ftz` and `fma`
-are what the arithmetic forbids.
+how it rounds: an instruction with `.rn` is rounded to nearest by itself, and ptxas may not fuse it; `.approx`, `.full`,
+`.ftz` and `fma` are what the arithmetic forbids.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
 from samelaw.contract.schedule import NoiseClock, Schedule
 from samelaw.contract.spec import Mode
@@ -25,9 +26,10 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("Triton interprets in this process: nothing is compiled", allow_module_level=True)
 
-from samelaw.fast.gpu import GpuKernels, checks  # noqa: E402  (after the skip)
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
+
+from samelaw.fast.gpu import GpuKernels, checks  # noqa: E402  (after the skip)
 
 HOPPER = GPUTarget("cuda", 90, 32)
 POINTERS = {
@@ -37,7 +39,10 @@ POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-FLOAT = re.compile(r"^\s*(?:@!?%p\d+\s+)?((?:add|sub|mul|div|sqrt|fma|mad|rcp|ex2|lg2|sin|cos|tanh|rsqrt)\.\S*f(?:16|32|64)\S*)\s", re.M)
+FLOAT = re.compile(
+    r"^\s*(?:@!?%p\d+\s+)?((?:add|sub|mul|div|sqrt|fma|mad|rcp|ex2|lg2|sin|cos|tanh|rsqrt)\.\S*f(?:16|32|64)\S*)\s",
+    re.M,
+)
 ALLOWED = re.compile(r"(add|sub|mul|div|sqrt)\.rn\.(f32|f64)")
 
 
@@ -106,9 +111,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str
 def test_every_kernel_of_the_backend_is_looked_at(launches: Callable[..., dict[str, list[str]]]) -> None:
     from samelaw.fast.gpu import gradients, noise, settlement
 
-    written = {
-        name for module in (gradients, noise, settlement) for name in vars(module) if name.endswith("_kernel")
-    }
+    written = {name for module in (gradients, noise, settlement) for name in vars(module) if name.endswith("_kernel")}
     assert set(launches()) == written
 
 

@@ -1,4 +1,4 @@
-"""The GPU backend: Triton kernels that give the same bits as the NumPy definition. docs/gpu.md says what was checked where."""
+"""The GPU backend: Triton kernels with the bits of the NumPy definition. docs/gpu.md says what was checked where."""
 
 from samelaw.fast.gpu.kernels import GpuKernels
 

@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-import triton
 from torch import Tensor
+from triton import knobs
 
 from samelaw.contract.errors import InputError
 from samelaw.contract.noise import ROW_BITS, check_address
@@ -38,13 +38,13 @@ _checked: WeakKeyDictionary[LookupCall, Facts] = WeakKeyDictionary()
 
 def interpreting() -> bool:
     """Whether Triton interprets kernels on the CPU in this process."""
-    return bool(triton.knobs.runtime.interpret)
+    return bool(knobs.runtime.interpret)
 
 
 def usable_device(device: torch.device) -> torch.device:
     """`device` with its index, if kernels can run there."""
     if device.type == "cuda" and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
     if device.type == "cpu" and interpreting():
         return device
     raise InputError(
@@ -128,9 +128,7 @@ def _facts(lookup: LookupCall, version: int, device: torch.device) -> Facts:
     return Facts(version, smallest, largest, largest_example)
 
 
-def gradients(
-    calls: Sequence[LookupCall], pooled: Sequence[Tensor], examples: int, device: torch.device
-) -> int:
+def gradients(calls: Sequence[LookupCall], pooled: Sequence[Tensor], examples: int, device: torch.device) -> int:
     """The common dim of one table's gradients, one per bag; 1 when there is no call."""
     if len(calls) != len(pooled):
         raise InputError(f"one gradient tensor per call is needed: {len(calls)} calls, {len(pooled)} tensors")
@@ -149,9 +147,7 @@ def gradients(
     return dims.pop() if dims else 1
 
 
-def spans(
-    rows: Tensor, since: Tensor, until: int, plan: NoisePlan, target: Tensor, device: torch.device
-) -> None:
+def spans(rows: Tensor, since: Tensor, until: int, plan: NoisePlan, target: Tensor, device: torch.device) -> None:
     """Every span (since, until) lies in the run, the addresses fit, and the table has the plan's columns."""
     if target.shape[1] != plan.dim:
         raise InputError(f"the plan is for {plan.dim} columns, the table has {target.shape[1]}")
@@ -159,18 +155,14 @@ def spans(
         raise InputError(f"since needs one entry per row ({rows.shape[0]}), got {since.shape[0]}")
     if not 0 <= until <= plan.clock.steps:
         raise InputError(f"until must be in 0..{plan.clock.steps}, got {until}: the schedule ends there")
-    check_address(
-        table=plan.table, largest_row=max(0, target.shape[0] - 1), largest_step=until, dim=plan.dim
-    )
+    check_address(table=plan.table, largest_row=max(0, target.shape[0] - 1), largest_step=until, dim=plan.dim)
     if since.shape[0]:
         low, high = _extent(since)
         if low < 0 or high > until:
             raise InputError(f"since must be in 0..{until}, got {low}..{high}")
 
 
-def addresses(
-    number: int, rows: Tensor, steps: Tensor, dim: int, device: torch.device, *, constant: bool
-) -> None:
+def addresses(number: int, rows: Tensor, steps: Tensor, dim: int, device: torch.device, *, constant: bool) -> None:
     """No field of any (row, step) address wraps."""
     count = vector(rows, "rows", torch.int64, device)
     if vector(steps, "steps", torch.int64, device) != (1 if constant else count):

@@ -71,7 +71,7 @@ class DeviceClock:
 
     def at(self, step: int) -> int:
         """V(step)."""
-        return int(self.source.at(np.int64(step)))
+        return int(self.source.at(np.array(step, dtype=np.int64)))
 
     def segments(self, since: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
         """The segment of each step."""

@@ -7,6 +7,9 @@ the specification rounds twice. Sums of words are meant to wrap, so they opt out
 square root is `sqrt_rn`, because plain `sqrt` is an approximation on a GPU.
 """
 
+# Triton's stubs describe neither constants in calls nor tuples out of device functions.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 
@@ -134,9 +137,7 @@ def interleave8(x0, x1, x2, x3, x4, x5, x6, x7, LANES: tl.constexpr):
 
 
 @triton.jit
-def normals16(
-    key, table, row, step, block, PURPOSE: tl.constexpr, ROUNDS: tl.constexpr, LANES: tl.constexpr
-):
+def normals16(key, table, row, step, block, PURPOSE: tl.constexpr, ROUNDS: tl.constexpr, LANES: tl.constexpr):
     """The (LANES, 16) normals of one block per lane: words j and j + 8 make positions j and j + 8."""
     w0, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12, w13, w14, w15 = words(
         key, table, row, step, block, PURPOSE, ROUNDS

@@ -1,8 +1,11 @@
 """Kernels between the tables and the model: pooled reads, per-example norms, exact sums, and the update.
 
-docs/arithmetic.md, "Reading" to "Update". Every loop adds in the order that page gives; where a kernel lets the hardware
-choose an order (the atomic additions) it adds integers. No floating-point reduction is left to the compiler.
+docs/arithmetic.md, "Reading" to "Update". Every loop adds in the order that page gives; where a kernel lets the
+hardware choose an order (the atomic additions) it adds integers. No float reduction is left to the compiler.
 """
+
+# Triton's stubs describe neither constants in calls nor tuples out of device functions.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
@@ -101,9 +104,7 @@ def _overlap(ids, weights, p_first, p_length, q_first, q_length, WEIGHTED: tl.co
             y = x * 0
             while y < q_longest:
                 z = y + tl.arange(0, WIDTH)
-                other = tl.load(
-                    ids + q_first[:, None] + z[None, :], mask=z[None, :] < q_length[:, None], other=-2
-                )
+                other = tl.load(ids + q_first[:, None] + z[None, :], mask=z[None, :] < q_length[:, None], other=-2)
                 total += tl.sum((other == row[:, None]).to(tl.int32), axis=1).to(tl.float64)
                 y += WIDTH
         x += 1
@@ -136,7 +137,7 @@ def square_norms_kernel(
 ):
     """Continue norms[b] (float64, in place) over the bags order[spans[b]:spans[b + 1]] of each example.
 
-    A bag is ids[firsts[bag]:][:lengths[bag]], its gradient gradients[bag], and counts[bag] its mean's divisor (float64).
+    A bag is ids[firsts[bag]:][:lengths[bag]], its gradient gradients[bag], and counts[bag] its mean's divisor.
     """
     example = tl.program_id(0).to(tl.int64) * EXAMPLES + tl.arange(0, EXAMPLES)
     live = example < examples
@@ -202,8 +203,8 @@ def contributions_kernel(
     """sums[slot] += the clipped integer contribution of each group, a group being one row and one example.
 
     Occurrences of rows in bags lie sorted by row, then example, then bag, then position; group g is the run from
-    starts[g] to starts[g + 1]. A lane walks its group: m adds up the weights within a bag, x the bags. `bag_of` and `slots`
-    name the bag and the row of each occurrence; `weights` is in the same order.
+    starts[g] to starts[g + 1]. A lane walks its group: m adds up the weights within a bag, x the bags. `bag_of` and
+    `slots` name the bag and the row of each occurrence; `weights` is in the same order.
     """
     program = tl.program_id(0)
     group = (program // TILES).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)

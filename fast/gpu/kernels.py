@@ -9,7 +9,6 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-import triton
 from jaxtyping import Float32, Float64, Int64, Shaped
 from torch import Tensor
 
@@ -90,7 +89,7 @@ class GpuKernels:
         bags = max(1, 1024 // columns)
         self.launch(
             gradients.pool_kernel,
-            triton.cdiv(call.bags, bags) * tiles,
+            _parts(call.bags, bags) * tiles,
             out,
             weights,
             call.ids,
@@ -121,7 +120,7 @@ class GpuKernels:
         per_program = 32
         self.launch(
             gradients.square_norms_kernel,
-            triton.cdiv(examples, per_program),
+            _parts(examples, per_program),
             norms,
             bags.ids,
             bags.ids if bags.weights is None else bags.weights,
@@ -160,7 +159,7 @@ class GpuKernels:
         per_program = max(1, 1024 // columns)
         self.launch(
             gradients.contributions_kernel,
-            triton.cdiv(groups, per_program) * tiles,
+            _parts(groups, per_program) * tiles,
             sums,
             found.starts,
             found.slots,
@@ -204,7 +203,7 @@ class GpuKernels:
         per_program = max(1, 1024 // columns)
         self.launch(
             gradients.apply_kernel,
-            triton.cdiv(rows.shape[0], per_program) * tiles,
+            _parts(rows.shape[0], per_program) * tiles,
             weights,
             rows,
             sums,
@@ -236,7 +235,7 @@ class GpuKernels:
         lanes = rows.shape[0] * blocks
         self.launch(
             noise.normals_kernel,
-            triton.cdiv(lanes, self.lanes),
+            _parts(lanes, self.lanes),
             out,
             rows,
             steps,
@@ -266,7 +265,7 @@ class GpuKernels:
         checks.float32_value("scale", scale)
         self.launch(
             noise.subtract_noise_kernel,
-            triton.cdiv(_blocks(size), self.lanes),
+            _parts(_blocks(size), self.lanes),
             param,
             self._words.key(stream),
             table,
@@ -295,7 +294,7 @@ class GpuKernels:
             drawn = torch.empty(count, dtype=torch.int8, device=self.device)
             self.launch(
                 noise.sampling_kernel,
-                triton.cdiv(count, 8 * self.lanes),
+                _parts(count, 8 * self.lanes),
                 drawn,
                 self._words.key(stream),
                 threshold,
@@ -309,14 +308,12 @@ class GpuKernels:
             parts.append(torch.nonzero(drawn).squeeze(1) + first)
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=self.device)
 
-    def _settle(
-        self, target: Tensor, rows: Tensor, since: Tensor, until: int, plan: NoisePlan, *, owed: bool
-    ) -> None:
+    def _settle(self, target: Tensor, rows: Tensor, since: Tensor, until: int, plan: NoisePlan, *, owed: bool) -> None:
         """Launch the kernel of the plan's mode; `target` is the table, or what to write owed units into."""
         clock = self._clock(plan)
         blocks = _blocks(plan.dim)
         lanes = rows.shape[0] * blocks
-        programs = triton.cdiv(lanes, self.lanes)
+        programs = _parts(lanes, self.lanes)
         key = self._words.key(plan.stream)
         shape: dict[str, Any] = {
             "ROUNDS": plan.stream.rounds,
@@ -403,12 +400,17 @@ class GpuKernels:
             kernel[(programs,)](*arguments, **constants, num_warps=4, enable_fp_fusion=False)
 
 
+def _parts(whole: int, part: int) -> int:
+    """How many parts cover the whole."""
+    return -(-whole // part)
+
+
 def _blocks(dim: int) -> int:
     """Blocks of 16 normals that cover `dim` columns."""
-    return -(-dim // NORMALS_PER_BLOCK)
+    return _parts(dim, NORMALS_PER_BLOCK)
 
 
 def _columns(dim: int) -> tuple[int, int]:
     """Columns per program (a power of two, at most 128) and how many such tiles cover `dim`."""
-    columns = min(128, triton.next_power_of_2(dim))
-    return columns, triton.cdiv(dim, columns)
+    columns = min(128, 1 << (dim - 1).bit_length())
+    return columns, _parts(dim, columns)

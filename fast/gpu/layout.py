@@ -25,8 +25,8 @@ class Bags:
         weights: one weight per id, or None where no call has weights.
         firsts, lengths: bag i is ids[firsts[i]:][:lengths[i]].
         example_of_bag: the example that each bag belongs to.
-        counts: the divisor of each bag's gradient: its count for mean pooling (1 when empty), otherwise 1; or None where
-            every call is a sum.
+        counts: the divisor of each bag's gradient: its count for mean pooling (1 when empty), otherwise 1; None
+            where every call is a sum.
         gradients: d(loss)/d(pooled vector) of each bag.
         order: bags sorted by example, in call order within an example.
     """

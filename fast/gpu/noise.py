@@ -3,6 +3,9 @@
 A lane is one block of one address, so any number of rows and any dim fill a grid of equal programs; offsets are int64.
 """
 
+# Triton's stubs describe neither constants in calls nor tuples out of device functions.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 
@@ -62,9 +65,10 @@ def sampling_kernel(
     ROUNDS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """drawn[i] = 1 where the 64-bit word of example 8 * first_row + i is below the threshold; a lane is eight examples.
+    """drawn[i] = 1 where the 64-bit word of example 8 * first_row + i is below the threshold.
 
-    `threshold` points to the low and the high half of the 64-bit bound, so that no 64-bit unsigned arithmetic is needed.
+    A lane is eight examples. `threshold` points to the low and the high half of the 64-bit bound, so that no unsigned
+    64-bit arithmetic is needed.
     """
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     zero = lane * 0
@@ -78,4 +82,3 @@ def sampling_kernel(
     joins = (word_high < high) | ((word_high == high) & (word_low < low))
     example = (lane * 8)[:, None] + tl.arange(0, 8)[None, :]
     tl.store(drawn + example, joins.to(tl.int8), mask=example < examples)
-

@@ -1,11 +1,14 @@
 """Kernels that pay what rows owe, one for each mode. docs/arithmetic.md, "Settlement".
 
-A lane is one block of 16 columns of one due row. Lanes of a program walk in lockstep: each loop runs until the lane that
-owes most is done, and a lane that is done keeps its value.
+A lane is one block of 16 columns of one due row. Lanes of a program walk in lockstep: each loop runs until the lane
+that owes most is done, and a lane that is done keeps its value.
 
 Division and square root: float64 `/` and `tl.sqrt` compile to div.rn.f64 and sqrt.rn.f64 (PTX has no approximate form
 of them that Triton would pick); `tl.div_rn` does not accept float64. tests/test_gpu_ptx.py looks at the compiled code.
 """
+
+# Triton's stubs describe neither constants in calls nor tuples out of device functions.
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
@@ -52,7 +55,8 @@ def replay_kernel(
 ):
     """w = fl32(w - fl32(s_t * z_t)) for each step t = since, ..., until - 1, in order.
 
-    `segments[i]` is the schedule segment of step since[i]; `starts` ends with a sentinel, so that starts[segment + 1] exists.
+    `segments[i]` is the schedule segment of step since[i]; `starts` ends with a sentinel, so that starts[segment + 1]
+    exists.
     """
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     live = lane < lanes
@@ -145,9 +149,9 @@ def bridge_kernel(
 ):
     """w = fl32(w - fl32((P(until) - P(since)) * 2^unit)), or weights[i] = P(until) - P(since) in units, when OWED.
 
-    One walk down the dyadic tree over [0, span) yields the difference of two path values. While both times lie in the same
-    half of a node their common part cancels (phase 0). At the node that parts them, the part after `since` in the left
-    half (phase 1) and the part before `until` in the right half (phase 2) are what is owed; each is a walk of its own.
+    One walk down the dyadic tree over [0, span) yields the difference of two path values. While both times lie in the
+    same half of a node their common part cancels (phase 0). At the node that parts them, the part after `since` in the
+    left half (phase 1) and the part before `until` in the right half (phase 2) are what is owed; each is a walk.
     All values are integers below 2^53 in float64, so neither the order of the additions nor the route can matter.
     """
     lane = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
@@ -223,7 +227,8 @@ def bridge_kernel(
 
     column = (block * 16)[:, None] + tl.arange(0, 16)[None, :]
     if OWED:
-        tl.store(weights + index[:, None] * DIM + column, owed.to(tl.int64), mask=(lane < lanes)[:, None] & (column < DIM))
+        stored = (lane < lanes)[:, None] & (column < DIM)
+        tl.store(weights + index[:, None] * DIM + column, owed.to(tl.int64), mask=stored)
     else:
         stored = live[:, None] & (column < DIM)
         cell = weights + row[:, None] * DIM + column
