@@ -56,7 +56,7 @@ def bridge_rounding_bound(
     return (error + (2 * steps + 2) * UNDERFLOW) / (1 - UNIT_ROUNDOFF * (2 * touches + 1))
 
 
-def bridge_bounds(transcript: Transcript, spec: PrivacySpec) -> dict[str, Float64[np.ndarray, "rows"]]:
+def bridge_bounds(transcript: Transcript, spec: PrivacySpec) -> dict[str, Float64[np.ndarray, "_rows"]]:
     """The bound of every row of every table, from the transcript of either trainer.
 
     A transcript holds a row's value whenever it was read, and at both ends; in between, the row follows a Brownian
@@ -73,7 +73,7 @@ def bridge_bounds(transcript: Transcript, spec: PrivacySpec) -> dict[str, Float6
     """
     clock, steps = spec.clock, len(transcript.steps)
     excursion = EXCURSION * float(clock.std(clock.at(np.array([steps])))[0])
-    bounds: dict[str, Float64[np.ndarray, "rows"]] = {}
+    bounds: dict[str, Float64[np.ndarray, "_rows"]] = {}
     for name, initial in transcript.initial_tables.items():
         largest = np.maximum(_largest(initial), _largest(transcript.final_tables[name]))
         touches = np.zeros(len(initial), dtype=np.int64)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -17,6 +17,7 @@ from jaxtyping import Float32, Float64
 from samelaw.contract.trace import Batch, Lookup
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Serves one table call: the pooled float32 vector of each bag, (bags, dim)."""
 
@@ -36,7 +37,7 @@ class ExampleGradients:
     """
 
     lookups: Sequence[Lookup]
-    pooled: Sequence[Float32[np.ndarray, "bags dim"]]
+    pooled: Sequence[Float32[np.ndarray, "_bags _dim"]]
     dense_square_norms: Float64[np.ndarray, "examples"]
     losses: Float32[np.ndarray, "examples"]
     logits: Float32[np.ndarray, "examples"]
@@ -45,6 +46,7 @@ class ExampleGradients:
         return f"ExampleGradients(examples={len(self.losses)}, lookups={len(self.lookups)})"
 
 
+@runtime_checkable
 class GradientOracle(Protocol):
     """A model without its tables.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -23,7 +23,7 @@ class Release:
         ledger_head: hash of the ledger entry that records this release.
     """
 
-    tables: Mapping[str, Float32[np.ndarray, "rows dim"]]
+    tables: Mapping[str, Float32[np.ndarray, "_rows _dim"]]
     dense: Mapping[str, np.ndarray]
     step: int
     ledger_head: str
@@ -45,9 +45,9 @@ class StepRecord:
 
     step: int
     examples: int
-    rows: dict[str, Int64[np.ndarray, "rows"]]
-    reads: dict[str, Float32[np.ndarray, "rows dim"]]
-    sums: dict[str, Int64[np.ndarray, "rows dim"]]
+    rows: dict[str, Int64[np.ndarray, "_rows"]]
+    reads: dict[str, Float32[np.ndarray, "_rows _dim"]]
+    sums: dict[str, Int64[np.ndarray, "_rows _dim"]]
     dense_sum: dict[str, np.ndarray]
     loss: float | None
 
@@ -69,6 +69,7 @@ class Transcript:
         return f"Transcript(tables={len(self.initial_tables)}, steps={len(self.steps)})"
 
 
+@runtime_checkable
 class Trainer(Protocol):
     """What the testbed needs of a trainer: take a drawn batch, publish at the end, and answer one probe."""
 

@@ -125,8 +125,8 @@ class GradientSums:
     """
 
     exponent: int
-    rows: dict[str, Int64[np.ndarray, "rows"]] = field(default_factory=dict)
-    sums: dict[str, Int64[np.ndarray, "rows dim"]] = field(default_factory=dict)
+    rows: dict[str, Int64[np.ndarray, "_rows"]] = field(default_factory=dict)
+    sums: dict[str, Int64[np.ndarray, "_rows _dim"]] = field(default_factory=dict)
     dense: Mapping[str, Float32[np.ndarray, "..."]] = field(default_factory=dict)
     factors: Float64[np.ndarray, "examples"] | None = None
 

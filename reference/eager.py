@@ -52,7 +52,7 @@ class EagerTrainer:
 
     def __init__(
         self,
-        tables: Mapping[str, Float32[np.ndarray, "rows dim"]],
+        tables: Mapping[str, np.ndarray],
         oracle: GradientOracle,
         spec: PrivacySpec,
         stream: NoiseStream,
@@ -76,7 +76,7 @@ class EagerTrainer:
         self._open_ledger()
 
     @property
-    def tables(self) -> dict[str, Float32[np.ndarray, "rows dim"]]:
+    def tables(self) -> dict[str, Float32[np.ndarray, "_rows _dim"]]:
         """Present weights, as copies. Eager owes no noise, so they are always settled."""
         return {name: weights.copy() for name, weights in self._tables.items()}
 
