@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from weakref import WeakKeyDictionary
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,11 +15,11 @@ from torch import Tensor
 from samelaw.contract.errors import InputError
 from samelaw.contract.noise import NoiseStream, Purpose, check_address
 from samelaw.contract.schedule import NoiseClock
-from samelaw.contract.spec import Mode
+from samelaw.contract.spec import CANCELLATION_MARGIN, Mode
 from samelaw.fast.cpu.batch import BagsOfCalls, CheckedCall
 from samelaw.fast.cpu.checks import array, check_rows
 from samelaw.fast.cpu.clipping import continue_norms
-from samelaw.fast.cpu.compiled import thread_limit
+from samelaw.fast.cpu.compiled import Team
 from samelaw.fast.cpu.draw import draw_normals, join_parts, sample_parts, subtract_row_noise
 from samelaw.fast.cpu.history import take_due
 from samelaw.fast.cpu.pooling import pool_bags
@@ -32,7 +31,6 @@ _BAGS_A_CHUNK = 128
 _BRIDGE_BITS = 30
 _LARGEST = {np.dtype(np.int32): 2**31 - 1, np.dtype(np.int64): 2**63 - 1}
 _SAMPLED_AT_ONCE = 1 << 14
-_WORTH_THREADS = 30_000  # nanoseconds
 
 
 class CpuKernels:
@@ -46,11 +44,8 @@ class CpuKernels:
     device = torch.device("cpu")
 
     def __init__(self, threads: int = 0) -> None:
-        limit = thread_limit()
-        if not 0 <= threads <= limit:
-            raise InputError(f"threads must be in 0..{limit} on this machine, got {threads}")
-        self._threads = threads
-        self._bags = BagsOfCalls()
+        self._team = Team(threads)
+        self._bags = BagsOfCalls(self._team)
         self._plans: WeakKeyDictionary[NoisePlan, _Prepared] = WeakKeyDictionary()
 
     def due_rows(self, history: Tensor, ids: Tensor, until: int) -> tuple[Tensor, Tensor]:
@@ -93,7 +88,7 @@ class CpuKernels:
                 table, due, paid, until, prepared.key, plan.stream.rounds, int(Purpose.BRIDGE), plan.table,
                 prepared.clock, prepared.bridge_scale, prepared.bridge_unit, max(1, 1024 // plan.dim),
             )  # fmt: skip
-            self._run(40 * due.shape[0] * plan.dim, settle_by_bridge, *arguments)
+            self._team.run(40 * due.shape[0] * plan.dim, settle_by_bridge, *arguments)
         else:
             aggregate = plan.mode is Mode.AGGREGATE
             purpose = Purpose.AGGREGATE if aggregate else Purpose.REPLAY
@@ -102,13 +97,13 @@ class CpuKernels:
                 prepared.clock, prepared.tick, aggregate, _rows_a_chunk(plan.dim),
             )  # fmt: skip
             draws = due.shape[0] if aggregate else owed
-            self._run(2 * draws * plan.dim, settle_by_draws, *arguments)
+            self._team.run(2 * draws * plan.dim, settle_by_draws, *arguments)
 
     def pool(self, weights: Tensor, call: LookupCall) -> Tensor:
         table = array("weights", weights, torch.float32, 2)
         checked = CheckedCall.of(call, table.shape[0])
         out = torch.empty((checked.example_of_bag.shape[0], table.shape[1]), dtype=torch.float32)
-        self._run(
+        self._team.run(
             checked.ids.shape[0] * table.shape[1] // 2, pool_bags, table, checked.ids, checked.offsets,
             checked.weights, checked.mean, out.numpy(), _BAGS_A_CHUNK,
         )  # fmt: skip
@@ -119,9 +114,10 @@ class CpuKernels:
         if calls:
             bags = self._bags(calls, pooled, norms.shape[0])
             gradients = bags.gradients(pooled)
-            self._run(
+            self._team.run(
                 gradients.size // 2, continue_norms, norms, gradients, bags.offsets, bags.means, bags.order,
-                bags.first_of_example(norms.shape[0]), bags.rows, bags.multiplicity, bags.distinct, _BAGS_A_CHUNK,
+                bags.first_of_example(norms.shape[0]), bags.rows, bags.multiplicity, bags.distinct, CANCELLATION_MARGIN,
+                _BAGS_A_CHUNK,
             )  # fmt: skip
         return torch.from_numpy(norms)
 
@@ -133,7 +129,7 @@ class CpuKernels:
         gradients, groups = bags.gradients(pooled), bags.groups
         ascending = np.argsort(groups.row)
         sums = np.empty((groups.count, gradients.shape[1]), np.int64)
-        self._run(
+        self._team.run(
             bags.rows.shape[0] * gradients.shape[1], sum_groups, sums, ascending, groups.first, groups.following,
             groups.bag_of_entry, bags.multiplicity, (bags.offsets, bags.example_of_bag, bags.means), gradients, clip,
             math.ldexp(1.0, -exponent), _BAGS_A_CHUNK,
@@ -155,7 +151,7 @@ class CpuKernels:
         if gradients.shape[1] != table.shape[1]:
             raise InputError(f"pooled gradients must have the table's {table.shape[1]} columns, got {gradients.shape}")
         check_rows("ids", groups.row, table.shape[0])
-        self._run(
+        self._team.run(
             bags.rows.shape[0] * gradients.shape[1], update_groups, table, groups.count, groups.row, groups.first,
             groups.following, groups.bag_of_entry, bags.multiplicity,
             (bags.offsets, bags.example_of_bag, bags.means), gradients, clip, math.ldexp(1.0, -exponent),
@@ -172,7 +168,10 @@ class CpuKernels:
         for row, step in ((at.min(initial=0), when.min(initial=0)), (at.max(initial=0), when.max(initial=0))):
             check_address(table=table, largest_row=int(row), largest_step=int(step), dim=dim)
         out = torch.empty((at.shape[0], dim), dtype=torch.float32)
-        draw_normals(out.numpy(), at, when, _key(stream), stream.rounds, int(purpose), table, _rows_a_chunk(dim))
+        self._team.run(
+            2 * out.numel(), draw_normals, out.numpy(), at, when, _key(stream), stream.rounds, int(purpose), table,
+            _rows_a_chunk(dim),
+        )  # fmt: skip
         return out
 
     def subtract_noise(
@@ -180,7 +179,10 @@ class CpuKernels:
     ) -> None:
         values = array("param", param, torch.float32, 1)
         check_address(table=table, largest_row=0, largest_step=step, dim=max(values.shape[0], 1))
-        subtract_row_noise(values, _key(stream), stream.rounds, int(purpose), table, step, np.float32(scale), 256)
+        self._team.run(
+            2 * values.shape[0], subtract_row_noise, values, _key(stream), stream.rounds, int(purpose), table, step,
+            np.float32(scale), 256,
+        )  # fmt: skip
 
     def poisson_sample(self, stream: NoiseStream, step: int, sampling_rate: float, examples: int) -> Tensor:
         if not 0 < sampling_rate <= 1:
@@ -197,23 +199,10 @@ class CpuKernels:
         room = min(_SAMPLED_AT_ONCE, math.ceil(expected + 10 * math.sqrt(expected)) + 16)
         drawn, counts = np.empty((parts, room), np.int64), np.empty(parts, np.int64)
         address = (_key(stream), stream.rounds, int(Purpose.SAMPLING), step, threshold, examples, _SAMPLED_AT_ONCE)
-        self._run(examples, sample_parts, drawn, counts, *address)
+        self._team.run(examples, sample_parts, drawn, counts, *address)
         out = np.empty(int(counts.sum()), np.int64)
         join_parts(out, drawn, counts, *address)
         return torch.from_numpy(out)
-
-    def _run(self, nanoseconds: int, compiled: Callable[..., None], *arguments: object) -> None:
-        """Run a kernel of about so much work: on one thread where waking the others would cost more than it saves."""
-        present = numba.get_num_threads()
-        wanted = (self._threads or present) if nanoseconds > _WORTH_THREADS else 1
-        if wanted == present:
-            compiled(*arguments)
-            return
-        numba.set_num_threads(wanted)
-        try:
-            compiled(*arguments)
-        finally:
-            numba.set_num_threads(present)
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,6 +17,7 @@ from samelaw.contract.trace import Pooling
 from samelaw.fast.cpu.bags import count_multiplicities, group_by_row, table_size
 from samelaw.fast.cpu.checks import array, check_rows
 from samelaw.fast.cpu.clipping import first_bags
+from samelaw.fast.cpu.compiled import Team
 from samelaw.fast.cpu.pooling import inspect_call
 from samelaw.fast.kernels import LookupCall
 
@@ -94,7 +95,7 @@ class Bags:
     examples: int
 
     @classmethod
-    def of(cls, calls: Sequence[LookupCall]) -> Bags:
+    def of(cls, calls: Sequence[LookupCall], team: Team) -> Bags:
         """Check the calls, join them, and count.
 
         Raises:
@@ -113,9 +114,10 @@ class Bags:
         order = np.argsort(owners, kind="stable") if len(checked) > 1 else _IN_ORDER
         rows, multiplicity = np.empty_like(ids), np.empty(ids.shape[0], np.float64)
         distinct = np.empty(owners.shape[0], np.int64)
-        count_multiplicities(
-            ids, offsets, weights if weighted else NO_WEIGHTS, rows, multiplicity, distinct, _BAGS_A_CHUNK
-        )
+        team.run(
+            10 * ids.shape[0], count_multiplicities, ids, offsets, weights if weighted else NO_WEIGHTS, rows,
+            multiplicity, distinct, _BAGS_A_CHUNK,
+        )  # fmt: skip
         examples = max(c.examples for c in checked)
         return cls(offsets, owners.copy(), means, order, rows, multiplicity, distinct, examples)
 
@@ -172,7 +174,8 @@ class Groups:
 class BagsOfCalls:
     """Remembers the bags of calls for as long as the calls live: clipping and update ask for the same ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, team: Team) -> None:
+        self._team = team
         self._known: WeakKeyDictionary[LookupCall, tuple[object, Bags]] = WeakKeyDictionary()
 
     def __call__(self, calls: Sequence[LookupCall], pooled: Sequence[Tensor], examples: int) -> Bags:
@@ -187,7 +190,7 @@ class BagsOfCalls:
         identity = [(ref(call), *map(_version, _tensors(call))) for call in calls]
         known = self._known.get(calls[0])
         if known is None or known[0] != identity:
-            known = self._known[calls[0]] = identity, Bags.of(calls)
+            known = self._known[calls[0]] = identity, Bags.of(calls, self._team)
         bags = known[1]
         if bags.examples > examples:
             raise InputError(f"example_of_bag must stay in 0..{examples - 1}, got {bags.examples - 1}")

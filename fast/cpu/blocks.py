@@ -30,6 +30,16 @@ def subtract_block(typingctx: Any, weights: Any, position: Any, draws: Any, lane
 
 
 @intrinsic
+def copy_block(typingctx: Any, out: Any, position: Any, draws: Any, lane: Any) -> Any:
+    """out.flat[position : position + 16] = draws[lane]."""
+
+    def build(at: _Access) -> None:
+        at.load(2, at.times(at.argument(3), LANES), F32).store(at.pointer(0, at.argument(1)))
+
+    return types.void(out, types.int64, draws, types.int64), _codegen(build)
+
+
+@intrinsic
 def total_block(typingctx: Any, paths: Any, target: Any, draws: Any, lane: Any, scale: Any) -> Any:
     """paths.flat[target : target + 16] = rint(z * scale), z = draws[lane] widened: the end of a bridge."""
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import float64, int64, prange
 
-from samelaw.contract.spec import CANCELLATION_MARGIN
 from samelaw.fast.cpu.bags import own_overlap, shared_overlap
 from samelaw.fast.cpu.blocks import mean_product_lanes, product_lanes
 from samelaw.fast.cpu.compiled import inline, kernel
 
-_MARGIN = float(CANCELLATION_MARGIN)
 _EIGHT = 8
 
 
@@ -57,7 +55,7 @@ def first_bags(example_of_bag, order, first):
 
 
 @kernel(parallel=True)
-def continue_norms(norms, gradients, offsets, means, order, first, rows, multiplicity, distinct, chunk):
+def continue_norms(norms, gradients, offsets, means, order, first, rows, multiplicity, distinct, margin, chunk):
     """Add one table's share to each example's squared norm, in place, pair of bags by pair of bags."""
     examples = int64(norms.shape[0])
     for part in prange((examples + chunk - 1) // chunk):
@@ -79,5 +77,5 @@ def continue_norms(norms, gradients, offsets, means, order, first, rows, multipl
                         either = mean or means[q]
                         product = dot(gradients, p, p_divisor, q, divisor(offsets, means, q), either, lanes)
                         n = n + (2.0 * overlap) * product
-                n = n + _MARGIN * (own * square)
+                n = n + margin * (own * square)
             norms[example] = n

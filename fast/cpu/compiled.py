@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numba import config, njit
+from numba import config, get_num_threads, njit, set_num_threads
 from numba.core.errors import NumbaError
 
+from samelaw.contract.errors import InputError
 
-def _sources_digest() -> str:
+_WORTH_WAKING = 30_000  # nanoseconds
+
+
+def sources_digest() -> str:
     """Digest of every source of this folder: numba's cache looks at one file alone, and kernels call across files."""
     text = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
@@ -23,12 +27,9 @@ def _sources_digest() -> str:
 def _cache_folder() -> str | None:
     """A writable folder for compiled code, or None when there is none (a read-only install without a home)."""
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    candidates = [
-        Path(chosen) if chosen else Path(__file__).parent / "__pycache__",
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"),
-    ]
-    for parent in candidates:
-        folder = parent / f"samelaw-numba-{_sources_digest()}"
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for parent in (chosen or Path(__file__).parent / "__pycache__", user):
+        folder = Path(parent) / f"samelaw-numba-{sources_digest()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -38,13 +39,35 @@ def _cache_folder() -> str | None:
     return None
 
 
-_CACHE = _cache_folder()
+CACHE = _cache_folder()
 _settings: Any = config
 
 
-def thread_limit() -> int:
-    """Threads that numba may use in this process (NUMBA_NUM_THREADS, or the number of cores)."""
-    return int(_settings.NUMBA_NUM_THREADS)
+class Team:
+    """The threads that share the work of a parallel kernel.
+
+    Args:
+        threads: how many; 0 takes as many as numba is set to use at the time of each call.
+    """
+
+    def __init__(self, threads: int = 0) -> None:
+        limit = int(_settings.NUMBA_NUM_THREADS)
+        if not 0 <= threads <= limit:
+            raise InputError(f"threads must be in 0..{limit} in this process (NUMBA_NUM_THREADS), got {threads}")
+        self.threads = threads
+
+    def run(self, nanoseconds: int, compiled: Callable[..., Any], *arguments: object) -> None:
+        """Run a kernel of about so much work: on one thread where waking the others would cost more than it saves."""
+        present = get_num_threads()
+        wanted = (self.threads or present) if nanoseconds > _WORTH_WAKING else 1
+        if wanted == present:
+            compiled(*arguments)
+            return
+        set_num_threads(wanted)
+        try:
+            compiled(*arguments)
+        finally:
+            set_num_threads(present)
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -57,10 +80,10 @@ def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         options: dict[str, Any] = {"error_model": "numpy", "nogil": True, "parallel": parallel}
-        if _CACHE is None:
+        if CACHE is None:
             return njit(**options)(function)
         before = _settings.CACHE_DIR
-        _settings.CACHE_DIR = _CACHE
+        _settings.CACHE_DIR = CACHE
         try:
             return njit(cache=True, **options)(function)
         except (RuntimeError, NumbaError):  # numba found no place after all: compile on every start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int64, prange, uint64
 
-from samelaw.fast.cpu.blocks import subtract_block
+from samelaw.fast.cpu.blocks import copy_block, subtract_block
 from samelaw.fast.cpu.compiled import kernel
 from samelaw.fast.cpu.lanes import LANES
 from samelaw.fast.cpu.noise import normal_blocks, set_counter, word_blocks
@@ -17,22 +17,31 @@ _EXAMPLES_PER_ROW = 8  # a block of 16 words holds eight 64-bit ones
 def draw_normals(out, rows, steps, key, rounds, purpose, table, chunk):
     """out[i] = the normals of (rows[i], steps[i]); a single step serves all rows."""
     count, dim = int64(out.shape[0]), int64(out.shape[1])
+    flat = out.reshape(-1)
     blocks = (dim + LANES - 1) // LANES
     for part in prange((count + chunk - 1) // chunk):
         counters, draws = np.zeros((4, LANES), np.uint32), np.empty((LANES, LANES), np.float32)
-        begin, stop = part * chunk, min((part + 1) * chunk, count)
-        for start in range(begin * blocks, stop * blocks, LANES):
-            used = min(LANES, stop * blocks - start)
-            for lane in range(used):
-                i = (start + lane) // blocks
+        positions, widths = np.empty(LANES, np.int64), np.empty(LANES, np.int64)
+        i, block, stop = int64(part * chunk), int64(0), min((part + 1) * chunk, count)
+        while i < stop:
+            used = 0
+            while used < LANES and i < stop:
                 step = steps[i] if steps.shape[0] > 1 else steps[0]
-                set_counter(counters, lane, purpose, table, rows[i], step, (start + lane) - i * blocks)
+                set_counter(counters, used, purpose, table, rows[i], step, block)
+                positions[used] = i * dim + block * LANES
+                widths[used] = min(dim - block * LANES, LANES)
+                used += 1
+                block += 1
+                if block == blocks:
+                    block = 0
+                    i += 1
             normal_blocks(key, rounds, counters, draws)
             for lane in range(used):
-                i = (start + lane) // blocks
-                column = ((start + lane) - i * blocks) * LANES
-                for j in range(min(LANES, dim - column)):
-                    out[i, column + j] = draws[lane, j]
+                if widths[lane] == LANES:
+                    copy_block(out, positions[lane], draws, lane)
+                else:
+                    for j in range(widths[lane]):
+                        flat[positions[lane] + j] = draws[lane, j]
 
 
 @kernel(parallel=True)
