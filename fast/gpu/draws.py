@@ -42,14 +42,15 @@ def quarter_round(a, b, c, d):
 def chacha_block(key, n0, n1, n2, n3, ROUNDS: tl.constexpr):
     """Sixteen words per lane. `key` points to eight words (int32 storage); n0..n3 are the counter field, uint32."""
     zero = n0 ^ n0
-    k0 = zero + tl.load(key).to(tl.uint32, bitcast=True)
-    k1 = zero + tl.load(key + 1).to(tl.uint32, bitcast=True)
-    k2 = zero + tl.load(key + 2).to(tl.uint32, bitcast=True)
-    k3 = zero + tl.load(key + 3).to(tl.uint32, bitcast=True)
-    k4 = zero + tl.load(key + 4).to(tl.uint32, bitcast=True)
-    k5 = zero + tl.load(key + 5).to(tl.uint32, bitcast=True)
-    k6 = zero + tl.load(key + 6).to(tl.uint32, bitcast=True)
-    k7 = zero + tl.load(key + 7).to(tl.uint32, bitcast=True)
+    key = key + zero  # every lane loads the key: a tile of loads keeps the compiler from spreading a lane over threads
+    k0 = tl.load(key).to(tl.uint32, bitcast=True)
+    k1 = tl.load(key + 1).to(tl.uint32, bitcast=True)
+    k2 = tl.load(key + 2).to(tl.uint32, bitcast=True)
+    k3 = tl.load(key + 3).to(tl.uint32, bitcast=True)
+    k4 = tl.load(key + 4).to(tl.uint32, bitcast=True)
+    k5 = tl.load(key + 5).to(tl.uint32, bitcast=True)
+    k6 = tl.load(key + 6).to(tl.uint32, bitcast=True)
+    k7 = tl.load(key + 7).to(tl.uint32, bitcast=True)
     x0, x1, x2, x3 = zero + SIGMA_0, zero + SIGMA_1, zero + SIGMA_2, zero + SIGMA_3
     x4, x5, x6, x7, x8, x9, x10, x11 = k0, k1, k2, k3, k4, k5, k6, k7
     x12, x13, x14, x15 = n0, n1, n2, n3

@@ -39,7 +39,7 @@ def normals_kernel(
     tl.store(out + index[:, None] * DIM + column, z, mask=live[:, None] & (column < DIM))
 
 
-@triton.jit(do_not_specialize=["table", "step", "size"])
+@triton.jit(do_not_specialize=["table", "step"])
 def subtract_noise_kernel(
     param, key, table, step, scale, size, PURPOSE: tl.constexpr, ROUNDS: tl.constexpr, LANES: tl.constexpr
 ):
