@@ -60,6 +60,7 @@ def run_twins(
     folder: Path,
     device: str = "cpu",
     fault: Fault | None = None,
+    with_eager: bool = True,
     resume_at: int | None = None,
     test: Batch | None = None,
     evaluations: int = 8,
@@ -72,6 +73,7 @@ def run_twins(
         draw: the batch of a step, given the indices that the sampler drew for it.
         folder: where the private checkpoint of the resume lies for a moment.
         fault: patches the lazy trainer, again after a resume.
+        with_eager: without it the lazy twin runs alone; its transcript then stands in for eager's.
         resume_at: save the lazy twin at this step, drop it, and go on from the checkpoint.
         test: held-out examples for the curves.
         tick: called once a step and twin.
@@ -80,7 +82,7 @@ def run_twins(
     lazy = problem.lazy(spec, key, device=device, ledger=ledger, record=True)
     if fault is not None:
         fault(lazy)
-    eager = problem.eager(spec, key, device=device)
+    eager = problem.eager(spec, key, device=device) if with_eager else None
     steps = spec.schedule.steps
     marks = set(np.linspace(0, steps - 1, evaluations).astype(int).tolist()) if test is not None else set[int]()
     curves = {"lazy": Curves(), "eager": Curves()}
@@ -95,6 +97,8 @@ def run_twins(
         tick()
         if step in marks and test is not None:
             _note(curves["lazy"], step, loss, problem, *settled_copy(lazy), test)
+        if eager is None:
+            continue
         loss = eager.train_batch(batch)
         tick()
         if step in marks and test is not None:
@@ -103,10 +107,12 @@ def run_twins(
     lazy.settle()
     histories = {table.name: table.history.cpu().numpy().copy() for table in lazy.tables.values()}
     release = lazy.release()
-    eager.release()
     transcripts.append(_of(lazy))
+    lazily = reduce(joined, transcripts)
+    if eager is not None:
+        eager.release()
     return TwinRun(
-        name, spec, reduce(joined, transcripts), _of(eager), release, list(ledger.entries),
+        name, spec, lazily, lazily if eager is None else _of(eager), release, list(ledger.entries),
         histories, padding, curves,
     )  # fmt: skip
 

@@ -42,6 +42,7 @@ STEPS = 160
 BRIDGE_STEPS = 48
 BATCH_SIZE = 256.0
 DIM = 16
+WIDE_DIM = 128
 CLIP_NORM = 0.25
 NOISE_MULTIPLIER = 1.0
 LEARNING_RATE = 2.0
@@ -138,6 +139,12 @@ def check_everything(
                 claims.bridge(path.eager, path.lazy, spec, closed_loop=(main.eager, main.lazy), scope=path.name)
             )
         suite.evidence += _noise_evidence(key, main, small)
+        if mode is Mode.AGGREGATE:
+            # Wide rows give the tests of law the samples that they need; eager would only be slow at it.
+            wide = dlrm_problem(workload.features, workload.dense_width, examples, dim=WIDE_DIM, seed=seed)
+            name = f"{workload.name} at dimension {WIDE_DIM}, aggregate"
+            alone = run(name, wide, spec, from_workload, resume_at=count // 2, with_eager=False)
+            suite.evidence += _noise_evidence(key, alone)
         suite.evidence += [_settled(r) for r in (main, small)]
     spec = spec_of(published, steps)
     faulty = _in(fault, published)
@@ -175,7 +182,7 @@ def finish(options: argparse.Namespace, workload: Workload, key: NoiseKey, suite
     runfolder.write_weights(folder / "weights.safetensors", published.release)
     runfolder.write_json(folder / "evidence.json", evidence_record(suite.evidence))
     manifest = runfolder.manifest(
-        "verify", workload, published.spec, key, suite.ledger, statement,
+        "verify", workload, published.spec, key, suite.ledger, statement.to_json(),
         options={"device": options.device, "modes": options.mode, "fault": options.fault, "dim": DIM},
         files=runfolder.digests(folder), verdict="HOLDS" if holds else "REFUTED",
     )  # fmt: skip
@@ -221,19 +228,20 @@ def _twins(
     folder: Path,
     fault: Fault | None,
     resume_at: int,
+    with_eager: bool = True,
     test: Batch | None = None,
     ledger: Ledger | None = None,
 ) -> TwinRun:
     """One closed-loop run under a progress bar; the private resume checkpoint lives in a folder that is removed."""
-    total = 2 * spec.schedule.steps
+    total = spec.schedule.steps * (1 + with_eager)
     with (
         tqdm(total=total, desc=name, unit="step", disable=options.quiet, file=sys.stderr) as bar,
         tempfile.TemporaryDirectory(dir=folder) as private,
     ):
         return run_twins(
             name, problem, spec, key, draw,
-            folder=Path(private), device=options.device, fault=fault, resume_at=resume_at, test=test, ledger=ledger,
-            tick=bar.update,
+            folder=Path(private), device=options.device, fault=fault, with_eager=with_eager, resume_at=resume_at,
+            test=test, ledger=ledger, tick=bar.update,
         )  # fmt: skip
 
 
