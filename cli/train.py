@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from samelaw.contract.noise import NoiseKey
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import Mode, PrivacySpec
 from samelaw.equivalence.report import write_report
+from samelaw.fast.trainer import LazyTrainer
 
 CHECKPOINT = "checkpoint"
 _LARGEST_TEST = 20_000
@@ -41,10 +41,12 @@ class Plan:
 
 
 def run_train(options: argparse.Namespace) -> int:
-    if options.resume and (options.out is None or options.key_file is None):
+    if options.resume and (options.out is None or (options.key_file is None and options.seed is None)):
         raise InputError("--resume needs --out (the folder with the checkpoint) and --key-file (the run's key)")
     if options.seed is not None and options.key_file is not None:
         raise InputError("--seed and --key-file exclude each other: a run has one key")
+    if options.checkpoint_every and options.key_file is None and options.seed is None:
+        raise InputError("--checkpoint-every needs --key-file: a checkpoint never holds the key, and resuming needs it")
     workload = load_workload(options, say=_say)
     examples = len(workload.train)
     plan = plan_of(options, examples)
@@ -62,14 +64,13 @@ def run_train(options: argparse.Namespace) -> int:
     ledger_path = folder / "ledger.jsonl"
     problem = dlrm_problem(workload.features, workload.dense_width, examples, dim=options.dim, seed=options.seed or 0)
     ledger = Ledger.reopen(ledger_path) if options.resume else Ledger(ledger_path)
-    trainer = problem.lazy(spec, key, device=options.device, ledger=ledger)
+    trainer: LazyTrainer = problem.lazy(spec, key, device=options.device, ledger=ledger)
     if options.resume:
         trainer.load_checkpoint(folder / CHECKPOINT)
         _say(f"resumed at step {trainer.step_index}")
     held_out = test_batch(workload, _LARGEST_TEST)
     every = options.evaluate_every or max(1, plan.steps // 20)
     curves, delays = Curves(), np.zeros(0, dtype=np.int64)
-    started = time.monotonic()
     with tqdm(total=plan.steps, initial=trainer.step_index, unit="step", disable=options.quiet, file=sys.stderr) as bar:
         while trainer.step_index < plan.steps:
             batch = workload.train.batch(np.asarray(trainer.sample()))
@@ -90,7 +91,7 @@ def run_train(options: argparse.Namespace) -> int:
     release = trainer.release()
     ledger.close()
     runfolder.write_weights(folder / "weights.safetensors", release)
-    runfolder.remove(folder / CHECKPOINT)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
     statement = price(spent(ledger.entries))
     manifest: dict[str, Any] = runfolder.manifest(
         "train",
@@ -102,7 +103,6 @@ def run_train(options: argparse.Namespace) -> int:
         options={"device": options.device, "dim": options.dim},
         files=runfolder.digests(folder),
     )
-    del started
     runfolder.write_json(folder / "manifest.json", manifest)
     write_report(
         folder / "report.html", manifest, [],

@@ -66,8 +66,8 @@ def run_verify(options: argparse.Namespace) -> int:
     check_positive("--steps", options.steps, least=8)
     check_positive("--seed", options.seed, least=0)
     kernels = kernels_for(options.device)
-    folder = runfolder.create(options.out, "verify")
     workload = load_workload(options, say=_say, fall_back=True)
+    folder = runfolder.create(options.out, "verify")
     key = NoiseKey.from_os() if options.seed is None else NoiseKey.from_seed(options.seed)
     modes = [Mode(options.mode)] if options.mode != "all" else [Mode.REPLAY, Mode.BRIDGE, Mode.AGGREGATE]
     torch.use_deterministic_algorithms(True)

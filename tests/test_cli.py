@@ -1,0 +1,169 @@
+"""The command line: exit status, what it writes, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from samelaw.cli.main import main
+from samelaw.contract.ledger import read_ledger, spent
+from samelaw.equivalence.faults import FAULTS
+from samelaw.equivalence.schemas import check_evidence, check_ledger_lines, check_manifest
+
+ZIPF = ["zipf", "--scale", "1e-5"]
+SHORT = [*ZIPF, "--steps", "10", "--seed", "5", "--quiet"]
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verify") / "run"
+    assert run("verify", *SHORT, "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "run"
+    assert run("train", *SHORT, "--noise-multiplier", "1", "--batch-size", "64", "--out", folder) == 0
+    return folder
+
+
+def test_verify_judges_every_claim_and_writes_a_folder_that_matches_its_schemas(verified):
+    evidence = json.loads((verified / "evidence.json").read_text())
+    manifest = json.loads((verified / "manifest.json").read_text())
+    check_evidence(evidence)
+    check_manifest(manifest)
+    check_ledger_lines((verified / "ledger.jsonl").read_text().splitlines())
+    assert {claim["claim"] for claim in evidence["claims"]} == {"E1", "E2", "L1", "S1", "M1", "R1", "N1", "A1"}
+    assert manifest["verdict"] == "HOLDS"
+    assert set(manifest["files"]) == {"ledger.jsonl", "evidence.json", "weights.safetensors"}
+    assert sorted(os.listdir(verified)) == sorted([*manifest["files"], "manifest.json", "report.html"])
+
+
+def test_the_report_is_one_page_that_asks_nobody_for_anything(verified):
+    page = (verified / "report.html").read_text()
+    assert "<script src" not in page
+    assert "http-equiv" not in page
+    assert not re.search(r"""(src|href)\s*=\s*["']https?:""", page)
+
+
+def test_the_released_weights_are_those_of_the_ledgers_run(verified):
+    account = spent(read_ledger(verified / "ledger.jsonl"))
+    weights = load_file(verified / "weights.safetensors")
+    assert len(account.steps) == 10
+    for name, (rows, dim, _) in account.opened["tables"].items():
+        assert weights[f"{name}.weight"].shape == (rows, dim)
+    assert all(np.isfinite(value).all() for value in weights.values())
+
+
+def test_nothing_public_holds_the_seed_or_a_drawn_batch_size(verified):
+    manifest = json.loads((verified / "manifest.json").read_text())
+    assert "seed" not in json.dumps(manifest["options"])
+    drawn = [step["examples"] for step in spent(read_ledger(verified / "ledger.jsonl")).steps]
+    assert str(drawn) not in (verified / "manifest.json").read_text()
+    assert str(drawn) not in (verified / "report.html").read_text()
+
+
+@pytest.mark.parametrize("fault", ["off-by-one", "per-table-clip"])
+def test_a_seeded_fault_makes_verify_fail_and_name_the_claim(fault, tmp_path, capsys):
+    assert run("verify", *SHORT, "--mode", "replay", "--fault", fault, "--out", tmp_path / "run") == 1
+    assert f"fault {fault!r}: caught by E1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_every_fault_is_caught_by_the_whole_verify(fault, tmp_path, capsys):
+    assert run("verify", *ZIPF, "--steps", "40", "--seed", "5", "--quiet", "--fault", fault, "--out", tmp_path / "run") == 1
+    said = re.search(r"caught by ([A-Z0-9, ]+)", capsys.readouterr().err)
+    assert said is not None
+    expected = {claim for claims in FAULTS[fault].caught_by.values() for claim in claims}
+    assert expected <= set(said.group(1).replace("\n", "").split(", "))
+
+
+def test_fault_list_explains_each_fault_in_a_line(capsys):
+    assert run("verify", "--fault", "list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(FAULTS)
+
+
+def test_training_writes_the_same_kind_of_folder(trained):
+    manifest = json.loads((trained / "manifest.json").read_text())
+    check_manifest(manifest)
+    assert manifest["kind"] == "train"
+    assert "verdict" not in manifest
+    assert (trained / "report.html").exists()
+
+
+def test_a_training_run_that_was_killed_resumes_to_the_same_weights(tmp_path):
+    key = tmp_path / "run.key"
+    common = [*ZIPF, "--steps", "12", "--noise-multiplier", "1", "--batch-size", "64", "--quiet", "--key-file", key]
+    assert run("train", *common, "--out", tmp_path / "whole") == 0
+    whole = load_file(tmp_path / "whole" / "weights.safetensors")
+    script = (
+        "import sys, os, samelaw.cli.train as train; from samelaw.cli.main import main\n"
+        "save = train.LazyTrainer.save_checkpoint\n"
+        "def save_and_die(self, path):\n"
+        "    save(self, path)\n"
+        "    if self.step_index == 8: os.kill(os.getpid(), 9)\n"
+        "train.LazyTrainer.save_checkpoint = save_and_die\n"
+        "main(sys.argv[1:])\n"
+    )
+    arguments = ["train", *common, "--checkpoint-every", "4", "--out", tmp_path / "cut"]
+    killed = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, timeout=300)
+    assert killed.returncode == -9
+    assert run(*arguments, "--resume") == 0
+    resumed = load_file(tmp_path / "cut" / "weights.safetensors")
+    assert resumed.keys() == whole.keys()
+    assert all(np.array_equal(resumed[n].view(np.uint32), whole[n].view(np.uint32)) for n in whole)
+    assert not (tmp_path / "cut" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["verify", "no-such-data"], "workload must be one of"),
+        (["verify", *ZIPF, "--steps", "2"], "--steps must be >= 8, got 2"),
+        (["verify", *ZIPF, "--seed", "-1"], "--seed must be >= 0, got -1"),
+        (["verify", *ZIPF, "--fault", "no-such-fault"], "--fault must be 'list' or one of"),
+        (["verify", "criteo"], "path"),
+        (["train", *ZIPF, "--batch-size", "0"], "--batch-size must be in"),
+        (["train", *ZIPF, "--steps", "5", "--epochs", "1"], "exclude each other"),
+        (["train", *ZIPF, "--resume"], "--resume needs --out"),
+        (["train", *ZIPF, "--steps", "5", "--checkpoint-every", "2"], "--checkpoint-every needs --key-file"),
+        (["train", *ZIPF, "--noise-multiplier", "-1"], "noise_multiplier must be"),
+    ],
+)
+def test_bad_input_exits_with_2_and_says_what_to_do(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_run_never_overwrites_another(trained, capsys):
+    before = (trained / "manifest.json").read_bytes()
+    assert run("train", *SHORT, "--noise-multiplier", "1", "--out", trained) == 2
+    assert "never overwrites" in capsys.readouterr().err
+    assert (trained / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()")
+def test_cuda_without_a_device_is_bad_input(tmp_path, capsys):
+    assert run("verify", *SHORT, "--device", "cuda", "--out", tmp_path / "run") == 2
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_workloads_lists_what_there_is(capsys):
+    assert run("workloads") == 0
+    assert "movielens-100k" in capsys.readouterr().out
