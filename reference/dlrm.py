@@ -5,7 +5,8 @@
     top MLP:      from [h, dots], relu between layers, to one logit
     loss:         binary cross-entropy of the logit
 
-Examples never meet in a matrix product, so the result for one of them does not depend on the others.
+Examples never meet in a product, and products are written as sums in NumPy's own fixed order in place of BLAS, so the
+bits of one example depend on that example alone.
 """
 
 from __future__ import annotations
@@ -129,13 +130,13 @@ class NumpyDLRM:
 
         h = [x]  # inputs of the bottom layers, then its output
         for weight, bias in bottom:
-            h.append(_relu(weight @ h[-1] + bias))
+            h.append(_relu(_times(weight, h[-1]) + bias))
         z = np.concatenate([h[-1][None, :], embeddings]) if bottom else embeddings
-        pairs = np.triu_indices(len(z), k=1)
-        dots = (z @ z.T)[pairs]
+        first, second = np.triu_indices(len(z), k=1)
+        dots = np.sum(z[first] * z[second], axis=1)
         t = [np.concatenate([h[-1], dots]) if bottom else dots]  # inputs of the top layers, then the logit
         for i, (weight, bias) in enumerate(top):
-            value = weight @ t[-1] + bias
+            value = _times(weight, t[-1]) + bias
             t.append(value if i == len(top) - 1 else _relu(value))
         logit = float(t[-1][0])
 
@@ -144,20 +145,20 @@ class NumpyDLRM:
         for i in reversed(range(len(top))):
             gradients[f"top.{i}.weight"] = np.outer(delta, t[i])
             gradients[f"top.{i}.bias"] = delta
-            delta = top[i][0].T @ delta
+            delta = _times(top[i][0].T, delta)
             if i > 0:
                 delta = delta * (t[i] > 0)
         direct, of_dots = delta[: delta.size - dots.size], delta[delta.size - dots.size :]
-        coefficients = np.zeros((len(z), len(z)), dtype=self.dtype)
-        coefficients[pairs] = of_dots
-        of_z = (coefficients + coefficients.T) @ z
+        of_z = np.zeros_like(z)  # dot (i, j) gives its derivative times Z_j to Z_i, and times Z_i to Z_j
+        np.add.at(of_z, first, of_dots[:, None] * z[second])
+        np.add.at(of_z, second, of_dots[:, None] * z[first])
         if bottom:
             delta = direct + of_z[0]
             for i in reversed(range(len(bottom))):
                 delta = delta * (h[i + 1] > 0)
                 gradients[f"bottom.{i}.weight"] = np.outer(delta, h[i])
                 gradients[f"bottom.{i}.bias"] = delta
-                delta = bottom[i][0].T @ delta
+                delta = _times(bottom[i][0].T, delta)
         return _Example(_cross_entropy(logit, label), logit, gradients, of_z[len(z) - len(embeddings) :])
 
     def _layers(self, part: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -184,6 +185,11 @@ class _Example:
     def dense_square_norm(self) -> float:
         with np.errstate(over="ignore", invalid="ignore"):
             return sum(float(np.sum(np.square(g.astype(np.float64)))) for g in self.dense.values())
+
+
+def _times(matrix: Float[np.ndarray, "out in"], vector: Float[np.ndarray, "in"]) -> Float[np.ndarray, "out"]:
+    """Matrix times vector."""
+    return np.sum(matrix * vector, axis=1)
 
 
 def _relu(x: np.ndarray) -> np.ndarray:
