@@ -102,24 +102,22 @@ class Bags:
             InputError: a call is malformed, or the batch is too large.
         """
         checked = [CheckedCall.of(call, 1 << ROW_BITS) for call in calls]
-        starts = np.cumsum([0, *(c.ids.shape[0] for c in checked)])
-        if starts[-1] > _LARGEST_BATCH:
-            raise InputError(f"a batch may hold 2^30 ids a table, got {starts[-1]}: use a smaller sampling rate")
-        ids = _joined([c.ids for c in checked])
-        weighted = any(c.weights.shape[0] for c in checked)
-        weights = _joined([c.weights if c.weights.shape[0] else np.ones(c.ids.shape[0], np.float32) for c in checked])
-        offsets = np.append(_joined([c.offsets[:-1] + s for c, s in zip(checked, starts, strict=False)]), starts[-1])
-        owners = _joined([c.example_of_bag for c in checked])
-        means = _joined([np.full(c.example_of_bag.shape[0], c.mean) for c in checked])
-        order = np.argsort(owners, kind="stable") if len(checked) > 1 else _IN_ORDER
-        rows, multiplicity = np.empty_like(ids), np.empty(ids.shape[0], np.float64)
-        distinct = np.empty(owners.shape[0], np.int64)
+        joined, order = checked[0], _IN_ORDER
+        means = np.full(joined.example_of_bag.shape[0], joined.mean)
+        if len(checked) > 1:
+            joined, means = _joined(checked)
+            order = np.argsort(joined.example_of_bag, kind="stable")
+        size = joined.ids.shape[0]
+        if size > _LARGEST_BATCH:
+            raise InputError(f"a batch may hold 2^30 ids a table, got {size}: use a smaller sampling rate")
+        rows, multiplicity = np.empty(size, np.int64), np.empty(size, np.float64)
+        distinct = np.empty(means.shape[0], np.int64)
         team.run(
-            10 * ids.shape[0], count_multiplicities, ids, offsets, weights if weighted else NO_WEIGHTS, rows,
-            multiplicity, distinct, _BAGS_A_CHUNK,
+            10 * size, count_multiplicities, joined.ids, joined.offsets, joined.weights, rows, multiplicity,
+            distinct, _BAGS_A_CHUNK,
         )  # fmt: skip
-        examples = max(c.examples for c in checked)
-        return cls(offsets, owners.copy(), means, order, rows, multiplicity, distinct, examples)
+        owners = joined.example_of_bag.copy()
+        return cls(joined.offsets.copy(), owners, means, order, rows, multiplicity, distinct, joined.examples)
 
     def first_of_example(self, examples: int) -> np.ndarray:
         """Where each example's bags begin in `order`, and the number of bags."""
@@ -157,7 +155,7 @@ class Bags:
                 f"pooled gradients must have one row per bag ({self.distinct.shape[0]}) and one number of columns, "
                 f"got shapes {[p.shape for p in parts]}"
             )
-        return _joined(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @dataclass(frozen=True, repr=False)
@@ -206,6 +204,20 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """Arrays end to end; a single one is not copied."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _joined(calls: Sequence[CheckedCall]) -> tuple[CheckedCall, np.ndarray]:
+    """Calls end to end, and whether each bag is a mean. If any has weights, the others get ones: the same numbers."""
+    starts = np.cumsum([0, *(c.ids.shape[0] for c in calls)])
+    weights = NO_WEIGHTS
+    if any(c.weights.shape[0] for c in calls):
+        weights = np.concatenate(
+            [c.weights if c.weights.shape[0] else np.ones(c.ids.shape[0], np.float32) for c in calls]
+        )
+    joined = CheckedCall(
+        np.concatenate([c.ids for c in calls]),
+        np.concatenate([*(c.offsets[:-1] + s for c, s in zip(calls, starts[:-1], strict=True)), starts[-1:]]),
+        np.concatenate([c.example_of_bag for c in calls]),
+        weights,
+        mean=False,
+        examples=max(c.examples for c in calls),
+    )
+    return joined, np.concatenate([np.full(c.example_of_bag.shape[0], c.mean) for c in calls])
