@@ -281,6 +281,32 @@ def correlation(
     )
 
 
+def projection(
+    samples: Samples,
+    direction: Samples,
+    *,
+    false_alarm: float = FALSE_ALARM,
+    false_pass: float = FALSE_PASS,
+    name: str = "projection",
+    gap: str = "multiple of the direction",
+) -> TestResult:
+    """Do the samples hold a multiple of something that was known before they were drawn? Exact z-test along it."""
+    length = float(np.linalg.norm(direction))
+    if not length > 0:
+        return _not_assessed(name, false_alarm, gap)
+    quantile = float(stats.norm.isf(false_alarm / 2))
+    return _result(
+        name,
+        abs(float(samples @ direction)) / length**2,
+        quantile / length,
+        samples,
+        false_alarm,
+        (quantile + float(stats.norm.isf(false_pass))) / length,
+        1 - false_pass,
+        gap,
+    )
+
+
 def duplicates(
     rows: Float64[np.ndarray, "rows dim"],
     *,

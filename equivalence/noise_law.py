@@ -14,9 +14,8 @@ import numpy as np
 
 from samelaw.contract.evidence import Disagreement, Evidence, TestResult, Verdict
 from samelaw.contract.run import Transcript
-from samelaw.contract.spec import PrivacySpec
+from samelaw.contract.spec import Mode, PrivacySpec
 from samelaw.equivalence import laws
-from samelaw.equivalence.dense_noise import Normals, dense_path
 from samelaw.equivalence.received import (
     Received,
     all_rows,
@@ -28,7 +27,9 @@ from samelaw.equivalence.received import (
     pairs_of_spans,
     pairs_of_tables,
     receive,
+    updates,
 )
+from samelaw.equivalence.recomputed import Found, Normals, recomputed_dense, recomputed_tables
 from samelaw.equivalence.spans import unpaid_changes, variance
 
 TITLE = "The noise that each row and dense parameter received follows the law that the accountant prices."
@@ -56,7 +57,8 @@ def aggregate(
         transcript: of a released run, any mode, any weights path (each span is judged from its own two ends).
         spec: the law of the run.
         padding: table -> its padding row, which must not change at all.
-        normals: with the key, dense parameters are also recomputed to the bit from their recorded sums.
+        normals: with the key, dense parameters and (in aggregate mode) every settlement are also recomputed to the
+            bit. Only for a run in which no row was read outside the recorded steps.
         margin: what the equivalence test of scale concludes, in ln std.
         false_alarm: for all tests of this call together.
         false_pass: of each test, at its detectable gap; also of the equivalence test, at `margin`.
@@ -72,8 +74,9 @@ def aggregate(
     planned = _plan(received, spec, margin, false_pass)
     each = laws.share(false_alarm, len(planned))
     tests = [test(each) for test in planned]
-    if normals is not None and received.dense:
-        tests.append(dense_path(transcript, spec, normals))
+    for test, place in _recomputed(transcript, received, spec, normals):
+        tests.append(test)
+        wrong = wrong or place
     refuted = [test for test in tests if test.verdict is Verdict.REFUTED]
     if wrong is None and refuted:
         wrong = _locate(refuted[0], received, spec)
@@ -110,6 +113,14 @@ def _plan(received: Received, spec: PrivacySpec, margin: float, false_pass: floa
         for lag in (1, 8, 16):  # neighbours; the two halves of one pair of normals; neighbouring blocks
             pairs = pairs_of_dims(tables, lag)
             add(laws.correlation, *pairs, name=f"correlation, dimensions {lag} apart, {kind}", **power)
+        add(
+            laws.projection,
+            z,
+            updates(tables.values(), spec),
+            name=f"noise against the update before it, {kind}",
+            gap="relative error of the update",
+            **power,
+        )
         add(laws.correlation, *pairs_of_rows(tables), name=f"correlation, neighbouring rows, {kind}", **power)
         add(laws.correlation, *pairs_of_tables(tables), name=f"correlation, tables, {kind}", **power)
         for low, high, chosen in octaves(tables, spec):
@@ -129,6 +140,16 @@ def _plan(received: Received, spec: PrivacySpec, margin: float, false_pass: floa
         for name, noise in received.dense.items():
             add(laws.scale, noise, margin=margin, name=f"scale, dense parameter {name}", **power)
     return plan
+
+
+def _recomputed(transcript: Transcript, received: Received, spec: PrivacySpec, normals: Normals | None) -> list[Found]:
+    """What the key makes certain."""
+    found: list[Found] = []
+    if normals is not None and spec.mode is Mode.AGGREGATE:
+        found.append(recomputed_tables(received.spans, spec, normals))
+    if normals is not None and transcript.initial_dense:
+        found.append(recomputed_dense(transcript, spec, normals))
+    return found
 
 
 def _first_unlawful_change(

@@ -56,6 +56,15 @@ def flat(noises: Iterable[Noise]) -> Float64[np.ndarray, "samples"]:
     return np.concatenate(parts) if parts else np.empty(0)
 
 
+def updates(noises: Iterable[Noise], spec: PrivacySpec) -> Float64[np.ndarray, "samples"]:
+    """The update before each sample, in units of the sample's std: known before the noise was drawn."""
+    parts = [
+        (noise.spans.update / spec.clock.std(variance(noise.spans, spec.clock))[:, None]).astype(np.float64).ravel()
+        for noise in noises
+    ]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
 def octaves(tables: Mapping[str, Noise], spec: PrivacySpec) -> list[tuple[int, int, np.ndarray]]:
     """Samples by steps owed: 1, 2, 3-4, 5-8, ... up to the whole run."""
     if not tables:

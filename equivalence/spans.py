@@ -46,6 +46,7 @@ class Spans:
         row, since, until: the row, and the steps since .. until - 1 that it owed.
         idle: ends at release rather than at a read.
         before, after: weights at both ends of the span, (n, dim) float32.
+        update: what the update just before the span subtracted; zeros where there was none.
     """
 
     row: Int64[np.ndarray, "n"]
@@ -54,6 +55,7 @@ class Spans:
     idle: Bool[np.ndarray, "n"]
     before: Float32[np.ndarray, "n dim"]
     after: Float32[np.ndarray, "n dim"]
+    update: Float32[np.ndarray, "n dim"]
 
     @property
     def owed(self) -> Int64[np.ndarray, "n"]:
@@ -102,15 +104,17 @@ def table_spans(transcript: Transcript, table: str, spec: PrivacySpec, *, paddin
     """Every span of one table, the padding row left out."""
     weights = transcript.initial_tables[table].copy()
     history = np.zeros(len(weights), dtype=np.int64)
+    update = np.zeros_like(weights)
     found: list[Spans] = []
     for record in transcript.steps:
         rows, reads, sums = _step_of(record, table, weights.shape[1])
-        found.append(_spans(rows, history[rows], record.step, weights[rows], reads, idle=False))
+        found.append(_spans(rows, history[rows], record.step, weights[rows], reads, update[rows], idle=False))
         weights[rows] = updated(reads, sums, exponent=spec.contribution_exponent, rate=update_rate(spec, record.step))
+        update[rows] = reads - weights[rows]
         history[rows] = record.step
     every = np.arange(len(weights), dtype=np.int64)
     final = transcript.final_tables[table]
-    found.append(_spans(every, history, len(transcript.steps), weights, final, idle=True))
+    found.append(_spans(every, history, len(transcript.steps), weights, final, update, idle=True))
     spans = Spans(**{f.name: np.concatenate([getattr(s, f.name) for s in found]) for f in fields(Spans)})
     return spans if padding is None else spans.take(spans.row != padding)
 
@@ -165,7 +169,15 @@ def _step_of(record: StepRecord, table: str, dim: int) -> tuple[np.ndarray, np.n
 
 
 def _spans(
-    row: np.ndarray, since: np.ndarray, until: int, before: np.ndarray, after: np.ndarray, *, idle: bool
+    row: np.ndarray,
+    since: np.ndarray,
+    until: int,
+    before: np.ndarray,
+    after: np.ndarray,
+    update: np.ndarray,
+    *,
+    idle: bool,
 ) -> Spans:
     n = len(row)
-    return Spans(row, since.copy(), np.full(n, until, dtype=np.int64), np.full(n, idle), before.copy(), after.copy())
+    ends = np.full(n, until, dtype=np.int64)
+    return Spans(row, since.copy(), ends, np.full(n, idle), before.copy(), after.copy(), update.copy())

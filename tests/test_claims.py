@@ -252,6 +252,8 @@ def test_L1_recomputes_dense_parameters_with_the_key():
         evidence = claims.aggregate(transcript, spec, normals=drawn)
         return evidence, {t.name: t for t in evidence.tests}["dense parameters, recomputed with the key"]
 
+    spec = replace(spec, mode=Mode.BRIDGE)  # in aggregate mode the tables would be recomputed too
+
     evidence, test = path(transcript)
     assert evidence.verdict is not Verdict.REFUTED
     assert test.verdict is Verdict.EQUAL
@@ -259,6 +261,59 @@ def test_L1_recomputes_dense_parameters_with_the_key():
     evidence, test = path(transcript)
     assert test.statistic == 1
     assert evidence.verdict is Verdict.REFUTED
+
+
+def keyed_noise(stream, table):
+    """Aggregate payments as the definition draws them."""
+
+    def noise(rng, clock, rows, since, until, dim):
+        std = clock.std(clock.at(np.full_like(since, until)) - clock.at(since))
+        return std[:, None] * normals(stream, Purpose.AGGREGATE, table, rows, until - 1, dim=dim)
+
+    return noise
+
+
+def test_L1_recomputes_every_settlement_with_the_key():
+    spec, stream = spec_of(), NoiseStream(NoiseKey.from_seed(1))
+    transcript = simulate(9, tables=(("a", 400),), noise=keyed_noise(stream, 0))
+    transcript.initial_dense, transcript.final_dense = {}, {}
+    for record in transcript.steps:
+        record.dense_sum = {}
+
+    def drawn(purpose, table, rows, steps, *, dim):
+        return normals(stream, purpose, table, rows, steps, dim=dim)
+
+    evidence = claims.aggregate(transcript, spec, normals=drawn)
+    assert {t.name: t for t in evidence.tests}["settlements, recomputed with the key"].verdict is Verdict.EQUAL
+    assert evidence.verdict is not Verdict.REFUTED
+    read = transcript.steps[5]
+    row = read.rows["a"][2]
+    flip(read.reads["a"], (2, 6))
+    evidence = claims.aggregate(transcript, spec, normals=drawn)
+    assert evidence.verdict is Verdict.REFUTED
+    assert evidence.first_disagreement.where.startswith("read at step 5, table 'a'")
+    assert evidence.first_disagreement.where.endswith(f"row {row}, dimension 6")
+
+
+def test_L1_refutes_an_update_of_the_wrong_size():
+    """Every row was moved by 1.3 times the recorded update: what is left over goes along with the update."""
+    transcript = simulate(11, tables=(("a", 4000), ("b", 3000)))
+    spec, extra = spec_of(), {}
+    for record in transcript.steps:
+        rate = np.float32(spec.schedule.rate(record.step) / spec.expected_batch_size)
+        for name, rows in record.rows.items():
+            before = extra.setdefault(name, np.zeros_like(transcript.initial_tables[name]))
+            record.reads[name] += before[rows]
+            moved = record.reads[name] - updated(
+                record.reads[name], record.sums[name], exponent=spec.contribution_exponent, rate=rate
+            )
+            before[rows] -= np.float32(0.3) * moved
+    for name, table in transcript.final_tables.items():
+        table += extra[name]
+    evidence = claims.aggregate(transcript, spec)
+    refuted = {t.name: t for t in evidence.tests if t.verdict is Verdict.REFUTED}
+    assert "noise against the update before it, touched rows" in refuted
+    assert refuted["noise against the update before it, touched rows"].statistic == pytest.approx(0.3, rel=0.1)
 
 
 def test_spans_hold_the_noise_that_was_paid():

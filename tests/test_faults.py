@@ -134,7 +134,8 @@ def judge(mode, folder, fault=None):
         return normals(NoiseStream(KEY, spec.rounds), purpose, table, rows, steps, dim=dim)
 
     found = {
-        "L1": claims.aggregate(lazy, spec, normals=drawn),
+        "L1": claims.aggregate(lazy, spec),  # by the law alone: without the key
+        "L1 with the key": claims.aggregate(lazy, spec, normals=drawn),
         "S1": claims.sensitivity(*twins.probe, clip_norm=spec.clip_norm),
         "R1": claims.settled(
             lazy.initial_tables,
@@ -163,6 +164,9 @@ def test_a_correct_trainer_passes_every_claim(mode, tmp_path):
         assert found["E1"].verdict is Verdict.EQUAL
 
 
+# An update of the wrong size drowns in the noise of so small a run; recomputing the settlements shows it.
+NEEDS_THE_KEY = {("batch-size-from-data", Mode.AGGREGATE)}
+
 CASES = [
     pytest.param(
         name,
@@ -180,6 +184,9 @@ CASES = [
 def test_a_fault_is_caught_by_the_claims_that_it_names(name, mode, tmp_path):
     found = judge(mode, tmp_path, fault=name)
     refuted = {claim for claim, e in found.items() if e.verdict is Verdict.REFUTED}
+    if (name, mode) in NEEDS_THE_KEY:
+        found["L1"] = found["L1 with the key"]
+        refuted |= {"L1"} & {claim.partition(" ")[0] for claim in refuted}
     assert set(FAULTS[name].caught_by[mode]) <= refuted
     for claim in refuted:
         assert found[claim].first_disagreement is not None

@@ -29,6 +29,8 @@ TESTS = {
         z[: z.size // 2], z[z.size // 2 :], false_alarm=FALSE_ALARM, false_pass=FALSE_PASS
     ),
 }
+DIRECTION = np.random.default_rng(10).exponential(size=4000)
+TESTS["projection"] = lambda z: laws.projection(z, DIRECTION[: z.size], false_alarm=FALSE_ALARM, false_pass=FALSE_PASS)
 CONSERVATIVE = {"ks", "tail"}  # Massart's bound, and a discrete statistic: at most the stated rate, not exactly
 
 
@@ -55,6 +57,8 @@ def plant(name, detectable, rng, n):
             return z * (1 + detectable)
         case "mean":
             return z + detectable
+        case "projection":
+            return z + detectable * DIRECTION[:n]
         case "tail":  # move mass from the body into the tail: P(|z| > 2) grows by the factor
             rate = 2 * stats.norm.sf(2.0)
             extra = rng.random(n) < rate * (detectable - 1) / (1 - rate)
@@ -85,7 +89,7 @@ def test_a_gap_of_the_detectable_size_is_rejected_with_the_stated_power(name):
     assert rejected >= stats.binom.ppf(1e-6, replicates, power)
 
 
-@pytest.mark.parametrize("name", ["scale", "ad", "mean", "correlation"])
+@pytest.mark.parametrize("name", ["scale", "ad", "mean", "correlation", "projection"])
 def test_half_the_detectable_gap_is_often_missed(name):
     """The detectable gap is not padded: half of it escapes at least half of the time."""
     n, replicates = 4000, 300
