@@ -77,9 +77,14 @@ class Ledger:
         """
         ledger = cls()
         ledger.path = Path(path)
-        raw = ledger.path.read_bytes()
-        whole, newline, torn = raw.rpartition(b"\n")
-        ledger.entries = list(verify_lines((whole + newline).decode("utf-8", errors="strict"), where=str(path)))
+        try:
+            whole, newline, torn = ledger.path.read_bytes().rpartition(b"\n")
+            text = (whole + newline).decode("utf-8", errors="strict")
+        except (OSError, UnicodeDecodeError) as cause:
+            raise LedgerError(f"cannot read the ledger {path}: {cause}") from cause
+        ledger.entries = list(verify_lines(text, where=str(path)))
+        if not ledger.entries:
+            raise LedgerError(f"{path} holds no whole ledger entry; there is no run to resume, and it is left as it is")
         handle = ledger.path.open("r+", encoding="utf-8")
         if torn:
             handle.truncate(len(whole) + len(newline))

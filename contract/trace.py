@@ -37,7 +37,7 @@ class Lookup:
     offsets: Int64[np.ndarray, "bags_plus_1"]
     example_of_bag: Int64[np.ndarray, "bags"]
     pooling: Pooling = Pooling.SUM
-    weights: Float32[np.ndarray, "ids"] | None = None
+    weights: Float32[np.ndarray, "_ids"] | None = None
 
     def __post_init__(self) -> None:
         lengths = np.diff(self.offsets)
