@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import int64, prange, uint64
+from numba import int64, prange, uint32, uint64
 
 from samelaw.fast.cpu.blocks import copy_block, subtract_block
 from samelaw.fast.cpu.compiled import kernel
 from samelaw.fast.cpu.lanes import LANES
-from samelaw.fast.cpu.noise import normal_blocks, set_counter, word_blocks
+from samelaw.fast.cpu.noise import normal_blocks, set_counter, word_blocks_below
 
 _EXAMPLES_PER_ROW = 8  # a block of 16 words holds eight 64-bit ones
 
@@ -97,11 +97,16 @@ def join_parts(out, drawn, counts, key, rounds, purpose, step, threshold, exampl
 def _sample(out, key, rounds, purpose, step, threshold, begin, end):
     """Write the drawn indices of begin, ..., end - 1 (begin a multiple of 128) as far as `out` goes; count them all."""
     counters, words = np.zeros((4, LANES), np.uint32), np.empty((LANES, LANES), np.uint32)
-    count = int64(0)
+    count, limit = int64(0), uint32(threshold >> uint64(32))
+    for lane in range(LANES):
+        set_counter(counters, lane, purpose, int64(0), int64(0), step, int64(0))
     for start in range(begin, end, LANES * _EXAMPLES_PER_ROW):
-        for lane in range(LANES):
-            set_counter(counters, lane, purpose, int64(0), start // _EXAMPLES_PER_ROW + lane, step, int64(0))
-        word_blocks(key, rounds, counters, words)
+        for lane in range(LANES):  # the row's two words, as set_counter lays them out for table 0
+            row = start // _EXAMPLES_PER_ROW + lane
+            counters[1, lane] = uint32(row & int64(0xFFFFFFFF))
+            counters[2, lane] = uint32(row >> int64(32))
+        if not word_blocks_below(key, rounds, counters, words, limit):
+            continue
         for k in range(min(LANES * _EXAMPLES_PER_ROW, end - start)):
             lane, j = k // _EXAMPLES_PER_ROW, k % _EXAMPLES_PER_ROW
             word = (uint64(words[lane, 2 * j + 1]) << uint64(32)) | uint64(words[lane, 2 * j])

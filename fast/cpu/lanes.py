@@ -88,6 +88,15 @@ class Lanes:
     def rotate_left(self, bits: int) -> Lanes:
         return (self << bits) | (self >> (self.value.type.element.width - bits))
 
+    def at_most(self, bound: Lanes) -> Lanes:
+        """One-bit lanes: set where this is <= bound, both unsigned."""
+        return Lanes(self.builder, self.builder.icmp_unsigned("<=", self.value, bound.value))
+
+    def any(self) -> Any:
+        """Whether a one-bit lane is set, as an i1."""
+        word = ir.IntType(self.value.type.count)
+        return self.builder.icmp_unsigned("!=", self.builder.bitcast(self.value, word), word(0))
+
     def nonzero(self) -> Any:
         """A mask for `choose`: lanes that are not zero."""
         return self.builder.icmp_unsigned("!=", self.value, self.constant(0).value)
@@ -180,21 +189,24 @@ def counted_loop(
     return [Lanes(builder, phi) for phi in phis]
 
 
-def emitted(name: str, arguments: Sequence[ir.Type], build: Callable[..., None]) -> Callable[..., Any]:
+def emitted(
+    name: str, arguments: Sequence[ir.Type], build: Callable[..., Any], result: ir.Type | None = None
+) -> Callable[..., Any]:
     """A function of its own in the module, built once however often it is called, never inlined.
 
-    `build(builder, *arguments)` writes its body; it returns nothing.
+    `build(builder, *arguments)` writes its body and returns what the function returns, of type `result`.
     """
 
-    def call(builder: ir.IRBuilder, values: Sequence[Any]) -> None:
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), list(arguments)), name)
+    def call(builder: ir.IRBuilder, values: Sequence[Any]) -> Any:
+        kind = ir.FunctionType(result or ir.VoidType(), list(arguments))
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
         if function.is_declaration:
             function.linkage = "internal"
             function.attributes.add("noinline")
             inner = ir.IRBuilder(function.append_basic_block("entry"))
-            build(inner, *function.args)
-            inner.ret_void()
-        builder.call(function, list(values))
+            value = build(inner, *function.args)
+            inner.ret_void() if result is None else inner.ret(value)
+        return builder.call(function, list(values))
 
     return call
 

@@ -1,7 +1,7 @@
 """ChaCha blocks and BM32 normals, sixteen blocks at a time. Specification: docs/noise.md.
 
 One lane is one block. A draw fills a (4, 16) array with the sixteen counters (`set_counter`), then calls
-`normal_blocks` or `word_blocks`, which leaves lane l's block in row l of a (16, 16) array.
+`normal_blocks` or `word_blocks_below`, which leaves lane l's block in row l of a (16, 16) array.
 """
 
 from __future__ import annotations
@@ -57,22 +57,27 @@ def set_counter(counters, lane, purpose, table, row, step, block):
 @intrinsic
 def normal_blocks(typingctx: Any, key: Any, rounds: Any, counters: Any, out: Any) -> Any:
     """out[lane, :] = the 16 standard normals of counters[:, lane]. key uint32 (8,), out float32 (16, 16)."""
-    return _drawing(_NORMALS, key, rounds, counters, out)
 
-
-@intrinsic
-def word_blocks(typingctx: Any, key: Any, rounds: Any, counters: Any, out: Any) -> Any:
-    """out[lane, :] = the 16 words of counters[:, lane]. key uint32 (8,), out uint32 (16, 16)."""
-    return _drawing(_WORDS, key, rounds, counters, out)
-
-
-def _drawing(function: Any, key: Any, rounds: Any, counters: Any, out: Any) -> Any:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         pointers = [element_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 3)]
-        function(builder, [pointers[0], arguments[1], pointers[1], pointers[2]])
+        _NORMALS(builder, [pointers[0], arguments[1], pointers[1], pointers[2]])
         return context.get_dummy_value()
 
     return types.void(key, types.int64, counters, out), codegen
+
+
+@intrinsic
+def word_blocks_below(typingctx: Any, key: Any, rounds: Any, counters: Any, out: Any, limit: Any) -> Any:
+    """Whether an odd word of the sixteen blocks is <= limit; if so, out[lane, :] = the 16 words of each block.
+
+    Odd words are the high halves of 64-bit words. out is uint32 (16, 16), limit uint32.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        pointers = [element_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 3)]
+        return _WORDS(builder, [pointers[0], arguments[1], pointers[1], pointers[2], arguments[4]])
+
+    return types.boolean(key, types.int64, counters, out, types.uint32), codegen
 
 
 def _chacha(builder: ir.IRBuilder, key: Any, rounds: Any, counters: Any) -> list[Lanes]:
@@ -123,11 +128,19 @@ def _build_normals(builder: ir.IRBuilder, key: Any, rounds: Any, counters: Any, 
         block.store(builder.gep(out, [I64(LANES * lane)]))
 
 
-def _build_words(builder: ir.IRBuilder, key: Any, rounds: Any, counters: Any, out: Any) -> None:
-    for lane, block in enumerate(transpose(_chacha(builder, key, rounds, counters))):
-        block.store(builder.gep(out, [I64(LANES * lane)]))
+def _build_words(builder: ir.IRBuilder, key: Any, rounds: Any, counters: Any, out: Any, limit: Any) -> Any:
+    words = _chacha(builder, key, rounds, counters)
+    bound = Lanes.splat(builder, limit)
+    below = words[1].at_most(bound)
+    for high in words[3::2]:
+        below = below | high.at_most(bound)
+    some = below.any()
+    with builder.if_then(some):
+        for lane, block in enumerate(transpose(words)):
+            block.store(builder.gep(out, [I64(LANES * lane)]))
+    return some
 
 
 _POINTERS = [I32.as_pointer(), I64, I32.as_pointer()]
 _NORMALS = emitted("samelaw_normal_blocks", [*_POINTERS, F32.as_pointer()], _build_normals)
-_WORDS = emitted("samelaw_word_blocks", [*_POINTERS, I32.as_pointer()], _build_words)
+_WORDS = emitted("samelaw_word_blocks", [*_POINTERS, I32.as_pointer(), I32], _build_words, ir.IntType(1))
