@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,17 @@ from samelaw.fast.trainer import LazyTrainer
 ROWS, DIM = 5, 3
 # sum over an example's bags of M_pp <d_p, d_p>: at most 30 bags, multiplicities that add up to 20, |d|^2 <= DIM * 9.
 LARGEST_OWN = 30 * 20**2 * DIM * 9
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny arrays only wait for a second thread."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
 
 
 @dataclass

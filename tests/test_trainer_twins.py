@@ -6,6 +6,7 @@ The dense half of both runs is one TorchOracle's arithmetic, so in replay not on
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,17 @@ from samelaw.reference.settlement import Settlement
 
 EXAMPLES = 12
 KEY = NoiseKey.from_seed(2024)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny arrays only wait for a second thread. (Both twins need the same number of torch threads in any case.)"""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
 
 
 @dataclass(frozen=True)
