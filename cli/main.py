@@ -88,14 +88,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_data_options(train, default=None)
     train.add_argument(
-        "--epochs", type=float, default=None, help="expected passes over the data (default 3, unless --steps)"
+        "--epochs", type=float, default=None, help="expected passes over the data (default 10, unless --steps)"
     )
     train.add_argument("--steps", type=int, default=None, help="training steps, instead of --epochs")
     train.add_argument(
         "--batch-size",
         type=float,
-        default=512,
-        help="expected batch size B; sets the sampling rate B / N (default 512)",
+        default=1024,
+        help="expected batch size B; sets the sampling rate B / N (default 1024)",
     )
     train.add_argument(
         "--clip-norm",
@@ -122,8 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--learning-rate",
         type=float,
-        default=2.0,
-        help="peak learning rate; the update is lr / B times the noisy sum (default 2.0)",
+        default=30.0,
+        help="peak learning rate; the update is lr / B times the noisy sum (default 30)",
     )
     train.add_argument(
         "--schedule",

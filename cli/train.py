@@ -99,7 +99,7 @@ def run_train(options: argparse.Namespace) -> int:
         spec,
         key,
         ledger,
-        statement,
+        statement.to_json(),
         options={"device": options.device, "dim": options.dim},
         files=runfolder.digests(folder),
     )
@@ -129,7 +129,7 @@ def plan_of(options: argparse.Namespace, examples: int) -> Plan:
     if options.steps is not None and options.epochs is not None:
         raise InputError("--steps and --epochs exclude each other")
     rate = options.batch_size / examples
-    steps = options.steps if options.steps is not None else math.ceil((options.epochs or 3.0) / rate)
+    steps = options.steps if options.steps is not None else math.ceil((options.epochs or 10.0) / rate)
     if steps < 1:
         raise InputError(f"--steps must be >= 1, got {steps}")
     delta = options.delta if options.delta is not None else examples**-1.1
