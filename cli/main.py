@@ -100,8 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--clip-norm",
         type=float,
-        default=1.0,
-        help="clip norm C of the joint per-example gradient (default 1)",
+        default=0.25,
+        help="clip norm C of the joint per-example gradient (default 0.25)",
     )
     noise = train.add_mutually_exclusive_group()
     noise.add_argument(
