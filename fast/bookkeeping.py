@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float32, Float64, Int64
@@ -121,13 +121,17 @@ class Book:
     Args:
         model: a model whose tables have stand-ins already; its other trainable parameters are the dense ones.
         device: where the attached values live.
+        refuse_copy: raises, when somebody pickles or copies the model with the hooks of this book on it.
 
     Raises:
         UnsupportedLayerError, MixedExamplesError: see layer_rules.
     """
 
-    def __init__(self, model: nn.Module, *, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, *, device: torch.device, refuse_copy: Callable[[], NoReturn] | None = None
+    ) -> None:
         self.model = model
+        self._refuse_copy = refuse_copy
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.parameters: dict[str, nn.Parameter] = {name: named[name] for name in sorted(named)}
         self.sites = parameter_sites(model, self.parameters)
@@ -136,7 +140,7 @@ class Book:
         self._paused = False
         self._buffers: dict[str, tuple[int, int]] = {}
         self._handles = [
-            site.module.register_forward_hook(self._note_layer(site), with_kwargs=True) for site in self.sites
+            site.module.register_forward_hook(_LayerHook(self, site), with_kwargs=True) for site in self.sites
         ]
         self._handles.append(model.register_forward_pre_hook(self._enter))
         self._handles.append(model.register_forward_hook(self._leave))
@@ -272,28 +276,29 @@ class Book:
         if self.forward.state is _State.INSIDE and self.recording:
             self.forward.state = _State.DONE
 
-    def _note_layer(self, site: Site) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
-            if not self.recording:
-                return None
-            if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() == 0:
-                raise UnsupportedLayerError(
-                    f"layer {site.path!r} ({type(site.module).__name__}) returns {type(output).__name__}; per-example "
-                    "gradients need one float tensor whose leading index is the example. Wrap the layer, or build it "
-                    "from layers that do"
-                )
-            inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-            edges = tuple(get_gradient_edge(t) for t in inputs if t.requires_grad)
-            attached = output if output.requires_grad else self._attach(output)
-            detached = tuple(t.detach() if isinstance(t, Tensor) else t for t in args)
-            named = {k: t.detach() if isinstance(t, Tensor) else t for k, t in kwargs.items()}
-            versions = tuple(t._version for t in inputs)
-            self.forward.layers.append(
-                LayerCall(site, detached, named, versions, get_gradient_edge(attached), edges, output.shape[0])
+    def note_layer(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
+        """Record a call of a layer with parameters; returns its output as a place in the autograd graph."""
+        if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() == 0:
+            raise UnsupportedLayerError(
+                f"layer {site.path!r} ({type(site.module).__name__}) returns {type(output).__name__}; per-example "
+                "gradients need one float tensor whose leading index is the example. Wrap the layer, or build it "
+                "from layers that do"
             )
-            return attached
+        inputs = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        edges = tuple(get_gradient_edge(t) for t in inputs if t.requires_grad)
+        attached = output if output.requires_grad else self._attach(output)
+        detached = tuple(t.detach() if isinstance(t, Tensor) else t for t in args)
+        named = {k: t.detach() if isinstance(t, Tensor) else t for k, t in kwargs.items()}
+        versions = tuple(t._version for t in inputs)
+        self.forward.layers.append(
+            LayerCall(site, detached, named, versions, get_gradient_edge(attached), edges, output.shape[0])
+        )
+        return attached
 
-        return hook
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        if self._refuse_copy is not None:
+            self._refuse_copy()
+        raise InputError("a model cannot be pickled or copied while its forward passes are on record")
 
     def _check_losses(self, losses: Any) -> int:
         if not isinstance(losses, Tensor) or losses.dim() != 1 or not losses.is_floating_point():
@@ -333,6 +338,17 @@ class Book:
                 f"buffers {changed} changed in a training forward pass: statistics of the batch would leave the model "
                 "without noise. Use layers that keep none (LayerNorm, GroupNorm)"
             )
+
+
+@dataclass(frozen=True, eq=False)
+class _LayerHook:
+    """Forward hook of one layer with parameters."""
+
+    book: Book
+    site: Site
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+        return self.book.note_layer(self.site, args, kwargs, output) if self.book.recording else None
 
 
 class _Attach(torch.autograd.Function):

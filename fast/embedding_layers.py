@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from samelaw.contract.errors import InputError, UnsettledReleaseError, UnsupportedLayerError
+from samelaw.contract.errors import InputError, UnsupportedLayerError
 from samelaw.contract.trace import Pooling
 from samelaw.fast.kernels import LookupCall
 from samelaw.fast.lookups import bag_call, row_call
@@ -28,6 +28,10 @@ class TableOwner(Protocol):
 
     def settled_weights(self, table: str) -> Float32[Tensor, "rows dim"]:
         """The whole table; raises UnsettledReleaseError while a row owes noise."""
+        ...
+
+    def refuse_copy(self) -> NoReturn:
+        """Say why the model cannot be pickled or copied now."""
         ...
 
 
@@ -80,12 +84,7 @@ class TableLayer(nn.Module):
         return self
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        self._owner.settled_weights(self.table)  # says which rows owe noise, if any do
-        raise UnsettledReleaseError(
-            f"{self.path}: a model cannot be pickled or copied while the trainer owns its tables; call "
-            "trainer.release() first (the model is an ordinary module again afterwards), or "
-            "trainer.save_checkpoint to resume later"
-        )
+        self._owner.refuse_copy()
 
 
 class TableBag(TableLayer):

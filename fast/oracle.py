@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class TorchOracle:
         }
         self.padding = {group.name: group.padding_idx for group in groups if group.padding_idx is not None}
         replace_layers(model, groups, self)
-        self._book = Book(model, device=self.device)
+        self._book = Book(model, device=self.device, refuse_copy=self.refuse_copy)
         self._freeze()
         self._reader: Reader | None = None
         self._found: BatchGradients | None = None
@@ -103,6 +104,9 @@ class TorchOracle:
         raise UnsettledReleaseError(
             f"table {table!r} belongs to the trainer that this oracle serves, not to the oracle"
         )
+
+    def refuse_copy(self) -> NoReturn:
+        raise UnsettledReleaseError("the model of an oracle has no tables and cannot be copied; copy it before")
 
     def _freeze(self) -> None:
         for parameter in self._book.parameters.values():

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor, nn
 
-from samelaw.contract.errors import InputError, PrivacyError, ResumeError
+from samelaw.contract.errors import InputError, PrivacyError, ResumeError, UnsettledReleaseError
 from samelaw.contract.ledger import Ledger
 from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
 from samelaw.contract.run import Release, Transcript
@@ -101,7 +101,7 @@ class LazyTrainer:
         self.step_index = 0
         replace_layers(model, self._groups, self)
         try:
-            self._book = Book(model, device=self.device)
+            self._book = Book(model, device=self.device, refuse_copy=self.refuse_copy)
         except BaseException:
             restore_layers(model, self._groups)
             raise
@@ -402,6 +402,19 @@ class LazyTrainer:
         self._check_usable()
         check_settled(self.tables[table], self.step_index)
         return self.tables[table].weights
+
+    def refuse_copy(self) -> NoReturn:
+        """A copy of a model in training, or of this trainer with its key, is no release."""
+        for table in self.tables.values():
+            check_settled(table, self.step_index)
+        raise UnsettledReleaseError(
+            "neither a trainer nor its model can be pickled or copied while the trainer owns the tables; call "
+            "trainer.release() first (the model is an ordinary module again afterwards), or trainer.save_checkpoint "
+            "to resume later"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self.refuse_copy()
 
     def __repr__(self) -> str:
         return (

@@ -31,8 +31,8 @@ def check_arguments(model: Any, spec: PrivacySpec, examples: int) -> None:
     if not isinstance(schedule, Schedule):
         raise DataDependentRateError(
             f"the schedule must be a samelaw Schedule, got {type(schedule).__name__}: an optimiser or scheduler may "
-            "choose rates from the data, and noise that is drawn later must know the rate that was in force. Declare it "
-            "with Schedule.constant, piecewise, warmup_cosine or from_function"
+            "choose rates from the data, and noise that is drawn later must know the rate that was in force. Declare "
+            "it with Schedule.constant, piecewise, warmup_cosine or from_function"
         )
     if examples < 1:
         raise InputError(f"examples must be >= 1, the size of the training set, got {examples}")
@@ -129,6 +129,6 @@ def check_settled(table: LazyTable, step: int) -> None:
         rows = ", ".join(map(str, owing.rows)) + (", …" if owing.count > len(owing.rows) else "")
         raise UnsettledReleaseError(
             f"table {table.name!r} has {owing.count} rows owing noise at step {step} (rows {rows}; oldest settled "
-            f"through step {owing.oldest}). Call trainer.release(); publishing now would give those rows less noise than "
-            "the ledger claims"
+            f"through step {owing.oldest}). Call trainer.release(); publishing now would give those rows less noise "
+            "than the ledger claims"
         )
