@@ -251,12 +251,12 @@ def test_E1_replay_is_eager_to_the_bit():
 
 @pytest.mark.parametrize("schedule", ["constant", "with a pause", "cosine"])
 def test_E2_bridge_stays_within_the_derived_bound_which_is_not_vacuous(schedule):
-    steps = 120
+    steps = 80
     spec = make_spec(
         Mode.BRIDGE,
         schedule={
             "constant": Schedule.constant(0.5, steps=steps),
-            "with a pause": Schedule.piecewise([30, 70], [0.5, 0.0, 0.05], steps=steps),
+            "with a pause": Schedule.piecewise([20, 50], [0.5, 0.0, 0.05], steps=steps),
             "cosine": Schedule.warmup_cosine(1.5, steps=steps, warmup=20),
         }[schedule],
     )
