@@ -332,7 +332,10 @@ _ALL = (
         _bag_duplicates_once,
     ),
     Fault(
-        "dense-noise-missing", "Dense parameters get no noise.", {**_NOISE, Mode.BRIDGE: ("L1",)}, _dense_noise_missing
+        "dense-noise-missing",
+        "Dense parameters get no noise.",
+        {**_NOISE, Mode.BRIDGE: ("L1",)},  # as for dense-norm-ignored
+        _dense_noise_missing,
     ),
     Fault("empty-batch-no-noise", "A step whose batch is empty adds no noise.", _NOISE, _empty_batch_no_noise),
     Fault(
@@ -356,7 +359,12 @@ _ALL = (
         _NOISE,
         _ids_shared_across_tables,
     ),
-    Fault("dense-norm-ignored", "The clip factor looks at the tables alone.", _CLIPPING, _dense_norm_ignored),
+    Fault(
+        "dense-norm-ignored",
+        "The clip factor looks at the tables alone.",
+        {**_CLIPPING, Mode.BRIDGE: ("S1",)},  # E2 is run on a model without dense parameters
+        _dense_norm_ignored,
+    ),
     Fault("clip-norm-doubled", "Examples are clipped at twice the declared norm.", _CLIPPING, _clip_norm_doubled),
     Fault(
         "batch-size-from-data",

@@ -232,7 +232,7 @@ def _summary(
         return "No noise could be assessed: it is too small for float32 weights to show, or nothing was run."
     parts = {test.name: test for test in tests}
     words = [
-        f"{kind}: {parts[f'scale, {kind}'].samples} samples, std off by {parts[f'scale, {kind}'].statistic:.3%} "
+        f"{kind}: {parts[f'scale, {kind}'].samples:,} samples, std off by {parts[f'scale, {kind}'].statistic:.3%} "
         f"(a gap of {parts[f'scale, {kind}'].detectable or 0:.3%} would have been seen)"
         for kind in received.kinds()
         if parts[f"scale, {kind}"].verdict is not Verdict.NOT_ASSESSED

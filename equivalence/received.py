@@ -149,6 +149,7 @@ def figures(
     """What the report plots, as plain numbers."""
     grid = np.array([1e-4, 1e-3, *np.linspace(0.01, 0.99, 99), 0.999, 0.9999])
     figures: dict[str, Any] = {
+        "mode": str(spec.mode),
         "margin": margin,
         "false_alarm": false_alarm,
         "false_pass": false_pass,
@@ -164,6 +165,7 @@ def figures(
         figures["quantiles"][kind] = {
             "probability": [float(p) for p in inside],
             "found": [float(q) for q in np.quantile(z, inside)],
+            "samples": z.size,
         }
         figures["variance_by_steps_owed"][kind] = [
             _octave_figure(low, high, tables, spec) for low, high, _ in octaves(tables, spec)

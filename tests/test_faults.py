@@ -195,7 +195,8 @@ def test_a_fault_is_caught_by_the_claims_that_it_names(name, mode, tmp_path):
 def test_every_named_fault_exists_and_says_what_it_is():
     wanted = {
         "no-final-settle", "off-by-one", "linear-std", "stale-learning-rate", "reused-noise", "touched-rows-only",
-        "per-table-clip", "bag-duplicates-once", "dense-noise-missing", "empty-batch-no-noise", "history-lost-on-resume",
+        "per-table-clip", "bag-duplicates-once", "dense-noise-missing", "empty-batch-no-noise",
+        "history-lost-on-resume",
     }  # fmt: skip
     assert wanted <= FAULTS.keys()
     for name, fault in FAULTS.items():
