@@ -28,15 +28,16 @@ def accounted(
 
     Args:
         statement: "lower", "estimate" and "upper" epsilon at "delta", and "second_opinion", an upper bound on epsilon
-            from another accountant.
+            from another accountant, or None where that has no answer.
         account: the resolved ledger.
         spec: the declared law.
 
     Returns:
-        EQUIVALENT within `agreement`, or REFUTED with the first fact that disagrees.
+        EQUIVALENT within `agreement`; NOT REFUTED where there is no second opinion; or REFUTED with the first fact
+        that disagrees.
     """
     lower, estimate, upper = (float(statement[key]) for key in ("lower", "estimate", "upper"))
-    second = float(statement["second_opinion"])
+    second = None if statement["second_opinion"] is None else float(statement["second_opinion"])
     numbers = {
         "lower": lower,
         "estimate": estimate,
@@ -51,11 +52,12 @@ def accounted(
         return Evidence("A1", A1, Verdict.REFUTED, f"The price does not hold: {wrong}.", scope, wrong, (), numbers)
     if not account.steps:
         return Evidence("A1", A1, Verdict.NOT_ASSESSED, "The ledger holds no step.", scope, None, (), numbers)
+    said = "no second accountant has an answer" if second is None else f"a second accountant says at most {second:.4f}"
     summary = (
-        f"Epsilon is between {lower:.4f} and {upper:.4f} (estimate {estimate:.4f}) at delta {spec.delta:g}; "
-        f"the second accountant says at most {second:.4f}."
+        f"Epsilon is between {lower:.4f} and {upper:.4f} (estimate {estimate:.4f}) at delta {spec.delta:g}; {said}."
     )
-    return Evidence("A1", A1, Verdict.EQUIVALENT, summary, scope, None, (), numbers)
+    verdict = Verdict.NOT_REFUTED if second is None else Verdict.EQUIVALENT
+    return Evidence("A1", A1, verdict, summary, scope, None, (), numbers)
 
 
 def _ledger_differs(account: Spent, spec: PrivacySpec) -> Disagreement | None:
@@ -79,13 +81,14 @@ def _ledger_differs(account: Spent, spec: PrivacySpec) -> Disagreement | None:
 def _statement_differs(numbers: Mapping[str, Any], spec: PrivacySpec, agreement: float) -> Disagreement | None:
     """The first way in which the quoted numbers are inconsistent."""
     lower, estimate, upper, second = (numbers[k] for k in ("lower", "estimate", "upper", "second_opinion"))
-    if not all(math.isfinite(x) and x >= 0 for x in (lower, estimate, upper, second)):
-        return Disagreement("statement", "finite epsilons >= 0", f"{lower}, {estimate}, {upper}, {second}")
+    given = [lower, estimate, upper] + ([] if second is None else [second])
+    if not all(math.isfinite(x) and x >= 0 for x in given):
+        return Disagreement("statement", "finite epsilons >= 0", ", ".join(map(str, given)))
     if not lower <= estimate <= upper:
         return Disagreement("statement", "lower <= estimate <= upper", f"{lower}, {estimate}, {upper}")
     if numbers["delta"] != spec.delta:
         return Disagreement("statement, delta", str(spec.delta), str(numbers["delta"]))
-    if not lower <= second <= upper * (1 + agreement):
+    if second is not None and not lower <= second <= upper * (1 + agreement):
         return Disagreement(
             "second opinion", f"between {lower:.6g} and {upper:.6g} (+{agreement:.0%})", f"{second:.6g}"
         )

@@ -283,8 +283,8 @@ def _limits(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
     items += [
         "Assumed, not tested: that ChaCha is a good generator, that floating point follows IEEE 754 here, and that the "
         "accountant's theorem applies (every example joins a batch independently; neighbours differ in one example).",
-        "The noise is float32: its tails end at 7.54 standard deviations, and it takes finitely many values. "
-        "The privacy statement lists what that adds to delta.",
+        "The noise is float32: its tails end at 7.54 standard deviations, and it takes finitely many values. What is "
+        "not included in the privacy cost is listed with it.",
         "The privacy cost covers the released weights alone. Loss, AUC and settlement delays on this page come from "
         "private data without noise: show the page only to those who may see the data.",
     ]

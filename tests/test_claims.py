@@ -615,6 +615,13 @@ def test_A1_refutes_an_inconsistent_statement(changed):
     assert claims.accounted(statement(**changed), account, spec_of()).verdict is Verdict.REFUTED
 
 
+def test_A1_says_so_when_there_is_no_second_opinion():
+    account = spent(ledger_of(spec_of()).entries)
+    evidence = claims.accounted(statement(second_opinion=None), account, spec_of())
+    assert evidence.verdict is Verdict.NOT_REFUTED
+    assert "no second accountant" in evidence.summary
+
+
 @pytest.mark.parametrize("changed", [{"lr": 0.3}, {"noise_std": 0.9}, {"sampler": "external"}])
 def test_A1_refutes_a_ledger_that_is_not_the_declared_run(changed):
     account = spent(ledger_of(spec_of(), **changed).entries)
