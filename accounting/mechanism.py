@@ -1,0 +1,171 @@
+"""What is priced: a number of steps of the Poisson-subsampled Gaussian mechanism, as a ledger says they happened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from samelaw.contract.errors import InputError, LedgerError, PrivacyError
+from samelaw.contract.ledger import Spent
+
+LARGEST_STEPS = 1 << 31
+ROUNDING = 2.0**-20
+"""Largest relative amount by which rounding a_t and s_t to float32 may lower the multiplier of one step."""
+
+
+@dataclass(frozen=True)
+class SampledGaussian:
+    """`steps` releases of (sum of the drawn examples' contributions) + N(0, (noise_multiplier * C)^2).
+
+    Every example joins each batch independently with probability `sampling_rate`, and its contribution has joint L2
+    norm at most C. Neighbouring data sets differ in one example (add/remove). The output of every step is taken as
+    published, so this also covers any release in between and anything computed from the outputs.
+
+    Attributes:
+        sampling_rate: q in (0, 1].
+        noise_multiplier: sigma > 0, in units of C.
+        steps: T >= 0.
+    """
+
+    sampling_rate: float
+    noise_multiplier: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sampling_rate <= 1:
+            raise InputError(f"sampling_rate must be in (0, 1], got {self.sampling_rate!r}")
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
+            raise InputError(f"noise_multiplier must be finite and >= 0, got {self.noise_multiplier!r}")
+        if self.noise_multiplier == 0:
+            raise PrivacyError(
+                "noise_multiplier is 0: epsilon is infinite at every delta below 1, so there is nothing to price. "
+                "A run without noise is for tests; train with noise_multiplier > 0 before publishing."
+            )
+        if not 0 <= self.steps <= LARGEST_STEPS:
+            raise InputError(f"steps must be in 0..2^31, got {self.steps}")
+
+    def through(self, steps: int) -> SampledGaussian:
+        """The same mechanism after fewer steps."""
+        return replace(self, steps=steps)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A mechanism read from a ledger, with the delta that its law declares.
+
+    Attributes:
+        mechanism: what happened, step by step the same.
+        delta: where epsilon is quoted.
+        declared_noise_multiplier: sigma of the law; the mechanism's may be lower by float32 rounding.
+        key_origin: where the noise key came from, "os", "file" or "seed".
+        examples: size of the training set, as opened.
+        releases, resumes: how often weights left, and how often the run was resumed.
+    """
+
+    mechanism: SampledGaussian
+    delta: float
+    declared_noise_multiplier: float
+    key_origin: str
+    examples: int
+    releases: int
+    resumes: int
+
+
+def mechanism_of(account: Spent) -> Priced:
+    """Read what was spent from a resolved ledger, and refuse what cannot be priced soundly.
+
+    A step at learning rate 0 publishes nothing new but is charged like any other.
+
+    Raises:
+        LedgerError: an entry lacks what pricing needs, or the law does not hash to the digest beside it.
+        PrivacyError: the sampler of a step is not "keyed-poisson"; there is no noise; the noise of a step is not
+            sigma * C of the law, or differs between steps; rounding to float32 took noise away; the adjacency is not
+            add/remove; there are more steps than the law declares.
+    """
+    try:
+        return _read(account)
+    except (KeyError, TypeError, ValueError, OverflowError) as cause:
+        if isinstance(cause, InputError):
+            raise PrivacyError(f"the ledger's law cannot be priced: {cause}") from cause
+        raise LedgerError(f"the ledger lacks a value that pricing needs: {cause!r}") from cause
+
+
+def _read(account: Spent) -> Priced:
+    law = _law(account.opened)
+    clip_norm, sigma = float(law["clip_norm"]), float(law["noise_multiplier"])
+    batch = float(law["expected_batch_size"])
+    declared = int(law["schedule"]["steps"])
+    if len(account.steps) > declared:
+        raise PrivacyError(
+            f"the ledger has {len(account.steps)} steps and its law declares {declared}: a run cannot be longer than "
+            "declared, since its learning rates beyond were not a function of the step"
+        )
+    smallest = sigma
+    for index, step in enumerate(account.steps):
+        where = f"step {index} of the ledger"
+        if step["sampler"] != "keyed-poisson":
+            raise PrivacyError(
+                f"{where} was sampled by {step['sampler']!r}; only 'keyed-poisson' can be priced, since amplification "
+                "by sampling needs every example to join independently. Train with the trainer's own sample()."
+            )
+        noise_std, rate = float(step["noise_std"]), float(step["lr"])
+        if noise_std != sigma * clip_norm:
+            raise PrivacyError(
+                f"{where} added noise of std {noise_std!r} to the sum; the law says noise_multiplier * clip_norm = "
+                f"{sigma * clip_norm!r}. A noise level that changes between steps is not priced."
+            )
+        smallest = min(smallest, applied_multiplier(rate, noise_std, clip_norm, batch, where=where))
+    return Priced(
+        mechanism=SampledGaussian(float(law["sampling_rate"]), smallest, len(account.steps)),
+        delta=float(law["delta"]),
+        declared_noise_multiplier=sigma,
+        key_origin=str(account.opened.get("key_origin", "unknown")),
+        examples=int(account.opened["examples"]),
+        releases=len(account.releases),
+        resumes=account.resumes,
+    )
+
+
+def applied_multiplier(rate: float, noise_std: float, clip_norm: float, batch: float, *, where: str) -> float:
+    """sigma as a step applied it: s_t / (a_t * C), with both scales rounded to float32 as docs/arithmetic.md says.
+
+    Raises:
+        PrivacyError: rounding lowered it by more than 2^-20, e.g. because s_t underflows.
+    """
+    declared = noise_std / clip_norm
+    with np.errstate(over="ignore", under="ignore"):
+        gradient_scale = float(np.float32(rate / batch))
+        noise_scale = float(np.float32(rate * (noise_std / batch)))
+    if gradient_scale == 0:
+        return declared  # the step moved no weight by a gradient
+    applied = noise_scale / (gradient_scale * clip_norm)
+    if not applied >= declared * (1 - ROUNDING):
+        raise PrivacyError(
+            f"{where} has learning rate {rate!r}: in float32 its noise scale is {noise_scale!r} and its gradient scale "
+            f"{gradient_scale!r}, a noise multiplier of {applied!r} instead of {declared!r}. Use a larger learning "
+            "rate or expected batch size, so that neither underflows."
+        )
+    return min(applied, declared)
+
+
+def _law(opened: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The law of the opening entry, if it is whole and can be priced."""
+    law = opened["law"]
+    digest = hashlib.sha256(json.dumps(law, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    if digest != opened["law_digest"]:
+        raise LedgerError(
+            f"the law in the ledger hashes to {digest}, and the ledger says {opened['law_digest']}: one of them was "
+            "edited"
+        )
+    if law["adjacency"] != "add_remove":
+        raise PrivacyError(f"adjacency must be 'add_remove' to be priced, got {law['adjacency']!r}")
+    for name in ("clip_norm", "expected_batch_size"):
+        if not (math.isfinite(float(law[name])) and float(law[name]) > 0):
+            raise PrivacyError(f"{name} of the law must be finite and > 0, got {law[name]!r}")
+    return law
