@@ -184,7 +184,12 @@ def _add_data_options(parser: argparse.ArgumentParser, *, default: str | None) -
             default=default,
             help=f"a name from `samelaw workloads` (default {default})",
         )
-    parser.add_argument("--path", type=Path, default=None, help="file of a workload that is read from disk (criteo)")
+    parser.add_argument(
+        "--path",
+        type=Path,
+        default=None,
+        help="file or folder of a workload that is read from disk (criteo; also a copy of movielens-100k or insteval)",
+    )
     parser.add_argument(
         "--scale", type=float, default=None, help="scale of a synthetic workload's tables (default: small)"
     )

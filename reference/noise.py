@@ -71,9 +71,9 @@ def chacha_block(
 def address(
     purpose: Purpose,
     table: int,
-    rows: Int64[np.ndarray, "*n"],
-    steps: Int64[np.ndarray, "*n"],
-    blocks: Int64[np.ndarray, "*n"],
+    rows: Int64[np.ndarray, "*#n"],
+    steps: Int64[np.ndarray, "*#n"],
+    blocks: Int64[np.ndarray, "*#n"],
 ) -> UInt32[np.ndarray, "*n 4"]:
     """The 128-bit counter field of each draw: step | row (low 32) | row (high 16), table | block, purpose."""
     words = (
