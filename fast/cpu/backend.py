@@ -17,19 +17,21 @@ from samelaw.contract.noise import NoiseStream, Purpose, check_address
 from samelaw.contract.schedule import NoiseClock
 from samelaw.contract.spec import CANCELLATION_MARGIN, Mode
 from samelaw.fast.cpu.batch import BagsOfCalls, CheckedCall
-from samelaw.fast.cpu.checks import array, check_rows
+from samelaw.fast.cpu.checks import array
 from samelaw.fast.cpu.clipping import continue_norms
 from samelaw.fast.cpu.compiled import Team
 from samelaw.fast.cpu.draw import draw_normals, join_parts, sample_parts, subtract_row_noise
 from samelaw.fast.cpu.history import take_due
 from samelaw.fast.cpu.pooling import pool_bags
-from samelaw.fast.cpu.settle import inspect_spans, settle_by_bridge, settle_by_draws
+from samelaw.fast.cpu.settle import settle_by_bridge, settle_by_draws
 from samelaw.fast.cpu.update import sum_groups, update_groups
 from samelaw.fast.kernels import LookupCall, NoisePlan
 
 _BAGS_A_CHUNK = 128
 _BRIDGE_BITS = 30
-_LARGEST = {np.dtype(np.int32): 2**31 - 1, np.dtype(np.int64): 2**63 - 1}
+_LARGEST = {torch.int32: 2**31 - 1, torch.int64: 2**63 - 1}
+_PURPOSES = {Mode.REPLAY: Purpose.REPLAY, Mode.BRIDGE: Purpose.BRIDGE, Mode.AGGREGATE: Purpose.AGGREGATE}
+_NORMALS_A_ROW = {Mode.REPLAY: 16, Mode.BRIDGE: 40, Mode.AGGREGATE: 1}  # guesses that decide about threads alone
 _SAMPLED_AT_ONCE = 1 << 14
 
 
@@ -51,16 +53,20 @@ class CpuKernels:
     def due_rows(self, history: Tensor, ids: Tensor, until: int) -> tuple[Tensor, Tensor]:
         paid = array("history", history, torch.int64 if history.dtype is torch.int64 else torch.int32, 1)
         wanted = array("ids", ids, torch.int64, 1)
-        check_rows("ids", wanted, paid.shape[0])
-        largest = _LARGEST[paid.dtype]
+        size, largest = wanted.shape[0], _LARGEST[history.dtype]
         if not 0 <= until <= largest:
             raise InputError(
-                f"until must be in 0..{largest} for a history of {paid.dtype}, got {until}: longer runs need int64"
+                f"until must be in 0..{largest} for a history of {history.dtype}, got {until}: longer runs need int64"
             )
-        found = torch.empty((2, wanted.shape[0]), dtype=torch.int64)
-        rows_since = found.numpy()
-        count = take_due(paid, wanted, until, rows_since[0], rows_since[1])
-        return found[0, :count], found[1, :count]
+        found = torch.empty(2 * size, dtype=torch.int64)
+        count = take_due(paid, wanted, until, found.numpy())
+        if count < 0:
+            bad = int(np.flatnonzero((wanted < 0) | (wanted >= paid.shape[0]))[0])
+            raise InputError(
+                f"ids[{bad}] must be in 0..{paid.shape[0] - 1}, got {int(wanted[bad])}: "
+                f"the table has {paid.shape[0]} rows"
+            )
+        return found[:count], found[size : size + count]
 
     def settle(self, weights: Tensor, rows: Tensor, since: Tensor, until: int, plan: NoisePlan) -> None:
         table = array("weights", weights, torch.float32, 2)
@@ -72,32 +78,27 @@ class CpuKernels:
                 f"the plan is for {plan.dim} columns and {plan.clock.steps} steps, "
                 f"got {table.shape[1]} columns and until={until}"
             )
-        bad, owed = inspect_spans(due, paid, until, table.shape[0])
+        prepared = self._plans.get(plan)
+        if prepared is None:
+            prepared = self._plans[plan] = _Prepared.of(plan)
+        address = (prepared.key, plan.stream.rounds, prepared.purpose, plan.table, prepared.clock)
+        work = prepared.normals_a_row * due.shape[0] * plan.dim
+        if plan.mode is Mode.BRIDGE:
+            bad = self._team.run(
+                work, settle_by_bridge, table, due, paid, until, *address, prepared.bridge_scale,
+                prepared.bridge_unit, max(1, 1024 // plan.dim),
+            )  # fmt: skip
+        else:
+            aggregate = plan.mode is Mode.AGGREGATE
+            bad = self._team.run(
+                work, settle_by_draws, table, due, paid, until, *address, prepared.tick, aggregate,
+                _rows_a_chunk(plan.dim),
+            )  # fmt: skip
         if bad >= 0:
             raise InputError(
                 f"entry {bad} must have a row in 0..{table.shape[0] - 1} and since in 0..{until}, "
                 f"got row {int(due[bad])}, since {int(paid[bad])}"
             )
-        prepared = self._plans.get(plan)
-        if prepared is None:
-            prepared = self._plans[plan] = _Prepared.of(plan)
-        if owed == 0:
-            return
-        if plan.mode is Mode.BRIDGE:
-            arguments = (
-                table, due, paid, until, prepared.key, plan.stream.rounds, int(Purpose.BRIDGE), plan.table,
-                prepared.clock, prepared.bridge_scale, prepared.bridge_unit, max(1, 1024 // plan.dim),
-            )  # fmt: skip
-            self._team.run(40 * due.shape[0] * plan.dim, settle_by_bridge, *arguments)
-        else:
-            aggregate = plan.mode is Mode.AGGREGATE
-            purpose = Purpose.AGGREGATE if aggregate else Purpose.REPLAY
-            arguments = (
-                table, due, paid, until, prepared.key, plan.stream.rounds, int(purpose), plan.table,
-                prepared.clock, prepared.tick, aggregate, _rows_a_chunk(plan.dim),
-            )  # fmt: skip
-            draws = due.shape[0] if aggregate else owed
-            self._team.run(2 * draws * plan.dim, settle_by_draws, *arguments)
 
     def pool(self, weights: Tensor, call: LookupCall) -> Tensor:
         table = array("weights", weights, torch.float32, 2)
@@ -150,7 +151,9 @@ class CpuKernels:
         gradients, groups = bags.gradients(pooled), bags.groups
         if gradients.shape[1] != table.shape[1]:
             raise InputError(f"pooled gradients must have the table's {table.shape[1]} columns, got {gradients.shape}")
-        check_rows("ids", groups.row, table.shape[0])
+        if bags.largest_id >= table.shape[0]:
+            for call in calls:
+                CheckedCall.of(call, table.shape[0])  # raises, and says where
         self._team.run(
             bags.rows.shape[0] * gradients.shape[1], update_groups, table, groups.count, groups.row, groups.first,
             groups.following, groups.bag_of_entry, bags.multiplicity,
@@ -210,6 +213,8 @@ class _Prepared:
     """A plan in the form that kernels take."""
 
     key: np.ndarray
+    purpose: int
+    normals_a_row: int
     clock: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
     tick: float
     bridge_scale: float
@@ -230,6 +235,8 @@ class _Prepared:
         unit = (math.frexp(largest)[1] - 1 if largest > 0 else 0) - _BRIDGE_BITS
         return cls(
             _key(plan.stream),
+            int(_PURPOSES[plan.mode]),
+            _NORMALS_A_ROW[plan.mode],
             arrays,
             math.ldexp(1.0, clock.exponent),
             math.ldexp(1.0, clock.exponent - unit),

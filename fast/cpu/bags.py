@@ -25,6 +25,36 @@ def first_probe(row, size):
     return int64((uint64(row) * uint64(0x9E3779B97F4A7C15)) >> uint64(32)) & (size - 1)
 
 
+SOUND, BAD_ENDS = -1, -2
+
+
+@kernel()
+def inspect_call(ids, offsets, example_of_bag, rows):
+    """(fault, largest id, largest example) of a call on a table of `rows` rows.
+
+    The fault is SOUND; BAD_ENDS where the offsets are not bags + 1 entries from 0 to the number of ids; the index of
+    the first bag whose offsets fall or whose example is negative or below the one before; or, past the bags, bags
+    plus the position of the first id that is out of range.
+    """
+    bags, count = int64(example_of_bag.shape[0]), int64(ids.shape[0])
+    largest, before = int64(-1), int64(-1)
+    if offsets.shape[0] != bags + 1 or offsets[0] != 0 or offsets[bags] != count:
+        return int64(BAD_ENDS), largest, before
+    for bag in range(bags):
+        example = example_of_bag[bag]
+        if offsets[bag] > offsets[bag + 1] or example < 0 or example < before:
+            return int64(bag), largest, before
+        before = example
+    smallest = int64(0)
+    for i in range(count):
+        smallest, largest = min(smallest, ids[i]), max(largest, ids[i])
+    if smallest < 0 or largest >= rows:
+        for i in range(count):
+            if not 0 <= ids[i] < rows:
+                return bags + i, largest, before
+    return int64(SOUND), largest, before
+
+
 @kernel(parallel=True)
 def count_multiplicities(ids, offsets, weights, rows, multiplicity, distinct, chunk):
     """For each bag its distinct rows in order of first occurrence, with m(r), the sum in order of their weights.

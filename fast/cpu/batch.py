@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NoReturn
 from weakref import WeakKeyDictionary, ref
 
 import numpy as np
@@ -14,11 +15,10 @@ from torch import Tensor
 from samelaw.contract.errors import InputError
 from samelaw.contract.noise import ROW_BITS
 from samelaw.contract.trace import Pooling
-from samelaw.fast.cpu.bags import count_multiplicities, group_by_row, table_size
-from samelaw.fast.cpu.checks import array, check_rows
+from samelaw.fast.cpu.bags import BAD_ENDS, SOUND, count_multiplicities, group_by_row, inspect_call, table_size
+from samelaw.fast.cpu.checks import array
 from samelaw.fast.cpu.clipping import first_bags
 from samelaw.fast.cpu.compiled import Team
-from samelaw.fast.cpu.pooling import inspect_call
 from samelaw.fast.kernels import LookupCall
 
 NO_WEIGHTS = np.empty(0, np.float32)
@@ -34,6 +34,7 @@ class CheckedCall:
     Attributes:
         ids, offsets, example_of_bag, weights: as in LookupCall; no weights are an empty array.
         mean: whether bags are pooled by their mean.
+        largest_id: -1 when there is none.
         examples: one more than the largest example.
     """
 
@@ -42,6 +43,7 @@ class CheckedCall:
     example_of_bag: np.ndarray
     weights: np.ndarray
     mean: bool
+    largest_id: int
     examples: int
 
     @classmethod
@@ -59,17 +61,22 @@ class CheckedCall:
             weights = array("weights", call.weights, torch.float32, 1)
             if mean or weights.shape != ids.shape:
                 raise InputError(f"weights need sum pooling and one weight per id, got {weights.size} in {call!r}")
-        bad, smallest, largest, last = inspect_call(ids, offsets, owners)
-        if bad == -2:
-            raise InputError(
-                f"offsets must have one entry more than the {owners.shape[0]} bags and rise from 0 to "
-                f"{ids.shape[0]}, got {offsets.shape[0]} entries in {call!r}"
-            )
-        if bad >= 0:
-            raise InputError(f"bag {bad} of {call!r} breaks the order: neither offsets nor example_of_bag may fall")
-        if smallest < 0 or largest >= rows:
-            check_rows("ids", ids, rows)
-        return cls(ids, offsets, owners, weights, mean, int(last) + 1)
+        fault, largest_id, largest_example = inspect_call(ids, offsets, owners, rows)
+        if fault != SOUND:
+            _refuse(call, ids, fault, rows)
+        return cls(ids, offsets, owners, weights, mean, largest_id, largest_example + 1)
+
+
+def _refuse(call: LookupCall, ids: np.ndarray, fault: int, rows: int) -> NoReturn:
+    if fault == BAD_ENDS:
+        raise InputError(
+            f"offsets must have one entry more than the {call.bags} bags and rise from 0 to {ids.shape[0]}, "
+            f"got {call.offsets.shape[0]} entries in {call!r}"
+        )
+    if fault < call.bags:
+        raise InputError(f"bag {fault} of {call!r} breaks the order: neither offsets nor example_of_bag may fall")
+    place = fault - call.bags
+    raise InputError(f"ids[{place}] must be in 0..{rows - 1}, got {int(ids[place])}: the table has {rows} rows")
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,6 +89,7 @@ class Bags:
         means: whether a bag is pooled by its mean.
         order: the bags sorted by example, call order kept within one; empty when they are in that order already.
         rows, multiplicity, distinct: see `count_multiplicities`.
+        largest_id: -1 when there is none.
         examples: one more than the largest example.
     """
 
@@ -92,6 +100,7 @@ class Bags:
     rows: np.ndarray
     multiplicity: np.ndarray
     distinct: np.ndarray
+    largest_id: int
     examples: int
 
     @classmethod
@@ -116,8 +125,10 @@ class Bags:
             10 * size, count_multiplicities, joined.ids, joined.offsets, joined.weights, rows, multiplicity,
             distinct, _BAGS_A_CHUNK,
         )  # fmt: skip
-        owners = joined.example_of_bag.copy()
-        return cls(joined.offsets.copy(), owners, means, order, rows, multiplicity, distinct, joined.examples)
+        return cls(
+            joined.offsets.copy(), joined.example_of_bag.copy(), means, order, rows, multiplicity, distinct,
+            joined.largest_id, joined.examples,
+        )  # fmt: skip
 
     def first_of_example(self, examples: int) -> np.ndarray:
         """Where each example's bags begin in `order`, and the number of bags."""
@@ -218,6 +229,7 @@ def _joined(calls: Sequence[CheckedCall]) -> tuple[CheckedCall, np.ndarray]:
         np.concatenate([c.example_of_bag for c in calls]),
         weights,
         mean=False,
+        largest_id=max(c.largest_id for c in calls),
         examples=max(c.examples for c in calls),
     )
     return joined, np.concatenate([np.full(c.example_of_bag.shape[0], c.mean) for c in calls])

@@ -1,4 +1,4 @@
-"""Checks at the door of the CPU kernels: dtype, shape, layout, device and range, before anything is written."""
+"""The check at the door of the CPU kernels: dtype, shape, layout and device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from samelaw.contract.errors import InputError
-from samelaw.fast.cpu.history import first_out_of_range
 
 
 def array(name: str, tensor: Tensor, dtype: torch.dtype, dimensions: int) -> np.ndarray:
@@ -25,10 +24,3 @@ def array(name: str, tensor: Tensor, dtype: torch.dtype, dimensions: int) -> np.
     if not tensor.is_contiguous():
         raise InputError(f"{name} must be C-contiguous, got strides {tensor.stride()}: call .contiguous()")
     return tensor.detach().numpy() if tensor.requires_grad else tensor.numpy()
-
-
-def check_rows(name: str, ids: np.ndarray, rows: int) -> None:
-    """Raise InputError unless every id is in 0..rows-1."""
-    bad = first_out_of_range(ids, rows)
-    if bad >= 0:
-        raise InputError(f"{name}[{bad}] must be in 0..{rows - 1}, got {int(ids[bad])}: the table has {rows} rows")

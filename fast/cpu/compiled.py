@@ -56,16 +56,15 @@ class Team:
             raise InputError(f"threads must be in 0..{limit} in this process (NUMBA_NUM_THREADS), got {threads}")
         self.threads = threads
 
-    def run(self, nanoseconds: int, compiled: Callable[..., Any], *arguments: object) -> None:
+    def run(self, nanoseconds: int, compiled: Callable[..., Any], *arguments: object) -> Any:
         """Run a kernel of about so much work: on one thread where waking the others would cost more than it saves."""
         present = get_num_threads()
         wanted = (self.threads or present) if nanoseconds > _WORTH_WAKING else 1
         if wanted == present:
-            compiled(*arguments)
-            return
+            return compiled(*arguments)
         set_num_threads(wanted)
         try:
-            compiled(*arguments)
+            return compiled(*arguments)
         finally:
             set_num_threads(present)
 

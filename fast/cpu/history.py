@@ -9,30 +9,24 @@ _AHEAD = 32  # ids between the prefetch of a history entry and its use
 
 
 @kernel()
-def first_out_of_range(ids, rows):
-    """Position of the first id outside 0..rows-1, or -1."""
-    worst = 0
-    for i in range(ids.shape[0]):
+def take_due(history, ids, until, found):
+    """The distinct ids whose history is below `until`, into found[:], and that history, into found[len(ids):].
+
+    Marks them paid and returns how many they are; or, if an id is out of range, -1 without touching anything.
+    """
+    rows, size, worst = history.shape[0], ids.shape[0], 0
+    for i in range(size):
         worst |= ids[i] | (rows - 1 - ids[i])  # negative if either is
-    if worst >= 0:
+    if worst < 0:
         return -1
-    for i in range(ids.shape[0]):
-        if not 0 <= ids[i] < rows:
-            return i
-    return -1
-
-
-@kernel()
-def take_due(history, ids, until, rows, since):
-    """Write the distinct ids whose history is below `until`, and that history; returns how many. Marks them paid."""
     count = 0
-    for i in range(ids.shape[0]):
-        if i + _AHEAD < ids.shape[0]:
+    for i in range(size):
+        if i + _AHEAD < size:
             prefetch(history, ids[i + _AHEAD])
         paid = history[ids[i]]
         if paid < until:
-            rows[count] = ids[i]
-            since[count] = paid
+            found[count] = ids[i]
+            found[size + count] = paid
             history[ids[i]] = until
             count += 1
     return count

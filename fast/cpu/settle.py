@@ -39,15 +39,15 @@ def clock_at(starts, elapsed, ticks, steps, step):
     return elapsed[segment] + (step - starts[segment]) * ticks[segment]
 
 
-@kernel()
-def inspect_spans(rows, since, until, table_rows):
-    """(index of the first entry with a row or a span out of range, or -1; steps owed by all entries together)."""
-    owed = int64(0)
+@inline
+def first_bad_span(rows, since, until, table_rows):
+    """Index of the first entry with a row or a span out of range, or -1."""
+    bad = int64(-1)
     for i in range(rows.shape[0]):
         if not (0 <= rows[i] < table_rows and 0 <= since[i] <= until):
-            return int64(i), owed
-        owed += until - since[i]
-    return int64(-1), owed
+            bad = int64(i)
+            break
+    return bad
 
 
 @inline
@@ -61,7 +61,11 @@ def settle_by_draws(weights, rows, since, until, key, rounds, purpose, table, cl
     """One draw a missed step (replay), or one draw a row with the summed variance (aggregate).
 
     Draws are packed sixteen blocks at a time across steps and rows; a row's draws are applied in order of step.
+    Returns -1; or, if an entry is out of range, its index, before anything is written.
     """
+    bad = first_bad_span(rows, since, until, weights.shape[0])
+    if bad >= 0:
+        return bad
     scales, starts, elapsed, ticks, steps = clock
     dim, count = int64(weights.shape[1]), int64(rows.shape[0])
     blocks = (dim + LANES - 1) // LANES
@@ -116,6 +120,7 @@ def settle_by_draws(weights, rows, since, until, key, rounds, purpose, table, cl
                     for j in range(widths[lane]):
                         at = positions[lane] + j
                         flat[at] = flat[at] - factors[lane] * draws[lane, j]
+    return int64(-1)
 
 
 @inline
@@ -149,7 +154,11 @@ def settle_by_bridge(weights, rows, since, until, key, rounds, purpose, table, c
     A chunk of rows goes down level by level, so that the draws of a level fill whole vectors. Each row has three
     buffers: the node sum on the way to `since`, the node sum on the way to `until`, and what is owed so far; the
     lefts that both descents pass cancel and are never added. scale is 2^(k-u), unit is 2^u.
+    Returns as `settle_by_draws`.
     """
+    bad = first_bad_span(rows, since, until, weights.shape[0])
+    if bad >= 0:
+        return bad
     _, starts, elapsed, ticks, steps = clock
     dim, count = int64(weights.shape[1]), int64(rows.shape[0])
     blocks = (dim + LANES - 1) // LANES
@@ -304,3 +313,4 @@ def settle_by_bridge(weights, rows, since, until, key, rounds, purpose, table, c
                     for j in range(dim - block * LANES):
                         w = base + block * LANES + j
                         flat[w] = flat[w] - float32(paths[at + j] * unit)
+    return int64(-1)
