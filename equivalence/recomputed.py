@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -20,6 +20,7 @@ _ROWS_AT_ONCE = 1 << 15
 Found = tuple[TestResult, Disagreement | None]
 
 
+@runtime_checkable
 class Normals(Protocol):
     """The definition's normals under the run's key: `functools.partial(reference.noise.normals, stream)`."""
 
