@@ -1,6 +1,8 @@
 """How the CPU kernels take threads, and where their compiled code is kept."""
 
 import os
+import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,3 +65,45 @@ def test_kernels_run_where_the_installation_is_read_only(tmp_path, writable):
     rows, cache = done.stdout.split(maxsplit=1)
     assert rows == "[2]"
     assert cache.startswith(str(home)) if writable else cache.strip() == "None"
+
+
+COMPILED_FOR_ANOTHER_MACHINE = """
+import numba
+import numpy as np
+from numba import float32, float64, uint32, void
+from samelaw.fast.cpu.blocks import pay_block, product_lanes, split_block, subtract_block
+from samelaw.fast.cpu.noise import normal_blocks
+
+@numba.njit(void(uint32[::1], uint32[:, ::1], float32[:, ::1], float32[::1], float64[::1], float64[::1]))
+def kernel(key, counters, draws, weights, paths, lanes):
+    normal_blocks(key, 12, counters, draws)
+    subtract_block(weights, 0, draws, 1, np.float32(0.5))
+    split_block(paths, 0, draws, 1, 0.5, 0.25, 16, 32, 48, 1.0)
+    pay_block(weights, 0, paths, 0, 0.25)
+    product_lanes(weights, 0, 8, 1, lanes)
+
+print(*kernel.inspect_asm().values())
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads x86 assembly")
+@pytest.mark.parametrize(
+    ("machine", "features", "register"),
+    [
+        ("skylake-avx512", "+avx512f,+avx512vl,+avx512dq,+avx512bw,+avx512cd,+fma,+prefer-256-bit", "zmm"),
+        ("haswell", "+avx2,+fma", "ymm"),
+    ],
+)
+def test_kernels_take_the_full_vector_width_and_fuse_nothing(machine, features, register):
+    """Even where the compiler would rather use half the width; and a fused multiply-add would change bits."""
+    environment = {**os.environ, "NUMBA_CPU_NAME": machine, "NUMBA_CPU_FEATURES": features}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED_FOR_ANOTHER_MACHINE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert len(re.findall(rf"%{register}\d", done.stdout)) > 1000
+    assert "vsqrtps" in done.stdout
+    assert not re.search(r"vfn?m(add|sub)", done.stdout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numba.core.errors import NumbaError
 from samelaw.contract.errors import InputError
 
 _WORTH_WAKING = 30_000  # nanoseconds
+_ONE_AT_A_TIME = threading.Lock()  # not every threading layer of numba can run two parallel kernels at once
 
 
 def sources_digest() -> str:
@@ -60,13 +62,14 @@ class Team:
         """Run a kernel of about so much work: on one thread where waking the others would cost more than it saves."""
         present = get_num_threads()
         wanted = (self.threads or present) if nanoseconds > _WORTH_WAKING else 1
-        if wanted == present:
-            return compiled(*arguments)
-        set_num_threads(wanted)
-        try:
-            return compiled(*arguments)
-        finally:
-            set_num_threads(present)
+        with _ONE_AT_A_TIME:
+            if wanted == present:
+                return compiled(*arguments)
+            set_num_threads(wanted)
+            try:
+                return compiled(*arguments)
+            finally:
+                set_num_threads(present)
 
 
 def inline(function: Callable[..., Any]) -> Any:
