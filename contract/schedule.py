@@ -159,11 +159,11 @@ class NoiseClock:
         if steps.size and not (steps.min() >= 0 and steps.max() <= self.steps):
             raise InputError(f"clock steps must be in 0..{self.steps}, got {steps.min()}..{steps.max()}")
         segment = self._segment(steps)
-        return self.elapsed[segment] + (steps - self.starts[segment]) * self.ticks[segment]
+        return np.asarray(self.elapsed[segment] + (steps - self.starts[segment]) * self.ticks[segment])
 
     def std(self, ticks: np.ndarray) -> np.ndarray:
         """Standard deviation of a span of `ticks`: fl32(2^k * fl64(sqrt(fl64(ticks))))."""
         return np.ldexp(np.sqrt(np.asarray(ticks, dtype=np.int64).astype(np.float64)), self.exponent).astype(np.float32)
 
     def _segment(self, steps: np.ndarray) -> np.ndarray:
-        return np.asarray(np.searchsorted(self.starts, steps, side="right")) - 1
+        return np.asarray(np.searchsorted(self.starts, steps, side="right") - 1)

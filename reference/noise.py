@@ -48,24 +48,22 @@ def chacha_block(
 
     Source: Bernstein, "ChaCha, a variant of Salsa20" (2008); RFC 8439, section 2.3.
     """
-    shape = (*counter.shape[:-1], 16)
-    start = np.empty(shape, dtype=np.uint32)
-    start[..., 0:4] = _CONSTANTS
-    start[..., 4:12] = key
-    start[..., 12:16] = counter
-    x = [start[..., i].copy() for i in range(16)]
-    with np.errstate(over="ignore"):  # sums wrap modulo 2^32; NumPy warns of it for a single block only
-        for _ in range(rounds // 2):
-            for a, b, c, d in _QUARTER_ROUNDS:
-                x[a] = x[a] + x[b]
-                x[d] = _rotate_left(x[d] ^ x[a], 16)
-                x[c] = x[c] + x[d]
-                x[b] = _rotate_left(x[b] ^ x[c], 12)
-                x[a] = x[a] + x[b]
-                x[d] = _rotate_left(x[d] ^ x[a], 8)
-                x[c] = x[c] + x[d]
-                x[b] = _rotate_left(x[b] ^ x[c], 7)
-    return np.stack(x, axis=-1) + start
+    start = np.empty((counter.size // 4, 16), dtype=np.uint32)
+    start[:, 0:4] = _CONSTANTS
+    start[:, 4:12] = key
+    start[:, 12:16] = counter.reshape(-1, 4)
+    x = [start[:, i].copy() for i in range(16)]
+    for _ in range(rounds // 2):
+        for a, b, c, d in _QUARTER_ROUNDS:
+            x[a] = x[a] + x[b]
+            x[d] = _rotate_left(x[d] ^ x[a], 16)
+            x[c] = x[c] + x[d]
+            x[b] = _rotate_left(x[b] ^ x[c], 12)
+            x[a] = x[a] + x[b]
+            x[d] = _rotate_left(x[d] ^ x[a], 8)
+            x[c] = x[c] + x[d]
+            x[b] = _rotate_left(x[b] ^ x[c], 7)
+    return (np.stack(x, axis=-1) + start).reshape(*counter.shape[:-1], 16)
 
 
 def address(
