@@ -17,7 +17,7 @@ def dense_totals(transcript: Transcript, spec: PrivacySpec) -> dict[str, Float64
     whose noise is below 32 ulp times the root of their number is left out.
     """
     steps = len(transcript.steps)
-    std = float(np.ldexp(np.sqrt(float(spec.clock.at(np.array(steps)))), spec.clock.exponent))
+    std = float(spec.clock.std(spec.clock.at(np.array([steps])))[0])
     found: dict[str, Float64[np.ndarray, "size"]] = {}
     for name, initial in transcript.initial_dense.items():
         left = initial.astype(np.float64)

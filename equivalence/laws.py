@@ -400,7 +400,7 @@ def _solve(f: Callable[[float], float], low: float, high: float) -> float:
 @cache
 def _anderson_darling_limits(n: int, false_alarm: float, false_pass: float) -> tuple[float, float]:
     """Threshold of A^2, and the relative error of the std that exceeds it but for a probability of false_pass."""
-    threshold = _solve(lambda x: math.log(1.1 * math.sqrt(3) * math.erfc(math.sqrt(x)) / false_alarm), 3, 700)
+    threshold = _solve(lambda x: math.log(1.1 * math.sqrt(3) * math.erfc(math.sqrt(x)) / false_alarm), 3.0, 700.0)
     quantile = float(stats.norm.isf(false_pass))
 
     def excess(log_gap: float) -> float:
@@ -408,7 +408,7 @@ def _anderson_darling_limits(n: int, false_alarm: float, false_pass: float) -> t
         spread = _AD_NULL_VARIANCE + 4 * _AD_SCALE_SPREAD * shift
         return 1 + _AD_SCALE_SHIFT * shift - quantile * math.sqrt(spread) - threshold
 
-    return threshold, math.exp(_solve(excess, -30, 10))
+    return threshold, math.exp(_solve(excess, -30.0, 10.0))
 
 
 @cache

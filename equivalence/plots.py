@@ -83,7 +83,7 @@ def noise_quantiles(quantiles: Mapping[str, Mapping[str, Any]]) -> str:
         return _svg(figure, "Quantiles of the received noise against the normal law")
 
 
-def variance_by_steps_owed(groups: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+def variance_by_steps_owed(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Variance received against steps owed, with the variance owed as lines; their ratio below."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(7.2, 5.0), layout="constrained")

@@ -175,7 +175,7 @@ def figures(
     return figures
 
 
-def _octave_figure(low: int, high: int, tables: Mapping[str, Noise], spec: PrivacySpec) -> dict[str, float]:
+def _octave_figure(low: int, high: int, tables: Mapping[str, Noise], spec: PrivacySpec) -> dict[str, Any]:
     """Mean steps owed, variance owed, and received over owed variance, of spans that owed low .. high steps."""
     owed, due, square, samples, n = 0.0, 0.0, 0.0, 0, 0
     for noise in tables.values():

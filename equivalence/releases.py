@@ -45,7 +45,7 @@ def settled(
     padding = padding or {}
     checked, left_out = 0, list[str]()
     wrong = _unpaid(histories or {}, step, padding) or _unrecorded(entries, step)
-    std = float(spec.clock.std(spec.clock.at(np.array(step))))
+    std = float(spec.clock.std(spec.clock.at(np.array([step])))[0])
     unmoved = 0
     for name in sorted(initial):
         same = laws.unchanged_rows(initial[name], final[name])

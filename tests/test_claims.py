@@ -105,12 +105,12 @@ def test_L1_concludes_equivalence_for_a_correct_run():
 
 
 def test_L1_raises_false_alarms_at_no_more_than_the_stated_rate():
-    """At a budget of 5 %, 150 correct runs give at most what a binomial of that rate can (probability 1e-6)."""
+    """At a budget of 5 %, 80 correct runs give at most what a binomial of that rate can (probability 1e-6)."""
     alarms = sum(
         claims.aggregate(simulate(100 + seed), spec_of(), false_alarm=0.05).verdict is Verdict.REFUTED
-        for seed in range(150)
+        for seed in range(80)
     )
-    assert alarms <= stats.binom.isf(1e-6, 150, 0.05)
+    assert alarms <= stats.binom.isf(1e-6, 80, 0.05)
 
 
 def scaled(factor):

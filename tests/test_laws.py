@@ -207,8 +207,8 @@ def test_unchanged_rows_are_those_whose_every_bit_is_the_same():
 def test_power_agrees_with_the_stated_facts():
     """Sample sizes at false alarm 1e-6 and power .99, from an independent table (two digits)."""
     rates = {"false_alarm": 1e-6, "false_pass": 0.01}
-    assert laws.scale(np.ones(260_000), margin=1, **rates).detectable == pytest.approx(0.01, rel=0.02)
-    assert laws.scale(np.ones(9_900), margin=1, **rates).detectable == pytest.approx(0.05, rel=0.05)
+    assert laws.scale(np.ones(260_000), margin=1.0, **rates).detectable == pytest.approx(0.01, rel=0.02)
+    assert laws.scale(np.ones(9_900), margin=1.0, **rates).detectable == pytest.approx(0.05, rel=0.05)
     assert laws.anderson_darling(np.ones(700_000), **rates).detectable == pytest.approx(0.01, rel=0.05)
     assert laws.mean(np.zeros(520_000), **rates).detectable == pytest.approx(0.01, rel=0.02)
     z = np.random.default_rng(21).standard_normal(520_000)
