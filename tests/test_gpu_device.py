@@ -176,7 +176,7 @@ def test_a_table_of_more_than_two_to_the_31_elements(gpu: GpuKernels) -> None:
         assert_same_bits(table[-700:], torch.from_numpy(expected))
         assert int(torch.count_nonzero(table[:-700])) == 0
     call = LookupCall(torch.from_numpy(last).cuda(), torch.arange(701, device="cuda"), torch.arange(700, device="cuda"))
-    before = table[-700:].cpu()
+    before = table[-700:].cpu().clone()
     assert_same_bits(gpu.pool(table, call), before + 0.0)
     gradient = torch.ones((700, dim), device="cuda")
     gpu.update(table, [call], [gradient], torch.ones(700, dtype=torch.float64, device="cuda"), -32, 0.5)

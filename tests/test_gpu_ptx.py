@@ -1,16 +1,18 @@
-"""What Triton makes of the kernels for an H100, read in the PTX: no GPU is needed to compile.
+"""What Triton makes of the kernels for an H100: the PTX is read, and executed on the CPU. No GPU is needed to compile.
 
 The kernels are compiled with the very arguments that GpuKernels launches them with. PTX says of every float operation
 how it rounds: an instruction with `.rn` is rounded to nearest by itself, and ptxas may not fuse it; `.approx`, `.full`,
-`.ftz` and `fma` are what the arithmetic forbids.
+`.ftz` and `fma` are what the arithmetic forbids. gpu_ptx_machine.py executes the PTX, so that the cases of
+gpu_*_cases.py run on compiled code: what is left to a device is ptxas, the hardware, and speed.
 """
+# ruff: noqa: E402  (skips and paths come before the imports that need them)
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Collection
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,19 +28,12 @@ triton = pytest.importorskip("triton")
 if triton.knobs.runtime.interpret:
     pytest.skip("Triton interprets in this process: nothing is compiled", allow_module_level=True)
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
-from samelaw.fast.gpu import GpuKernels, checks  # noqa: E402  (after the skip)
+sys.path.insert(0, str(Path(__file__).parent))  # the neighbours, whatever way pytest imports test modules
+import gpu_cases  # noqa: F401  (registers every case)
+from gpu_compiling import CASES, CompilingKernels, EmulatedKernels
+from gpu_ptx_machine import MachineError
 
-HOPPER = GPUTarget("cuda", 90, 32)
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int8: "*i8",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
 FLOAT = re.compile(
     r"^\s*(?:@!?%p\d+\s+)?((?:add|sub|mul|div|sqrt|fma|mad|rcp|ex2|lg2|sin|cos|tanh|rsqrt)\.\S*f(?:16|32|64)\S*)\s",
     re.M,
@@ -46,48 +41,18 @@ FLOAT = re.compile(
 ALLOWED = re.compile(r"(add|sub|mul|div|sqrt)\.rn\.(f32|f64)")
 
 
-class CompilingKernels(GpuKernels):
-    """Compiles what it is asked to launch, with the arguments' own types and alignment, and runs nothing.
-
-    Args:
-        fuse: leave fused multiply-adds on.
-        only: kernels to compile; all by default.
-    """
-
-    def __init__(self, *, fuse: bool = False, only: Collection[str] = ()) -> None:
-        super().__init__("cpu")
-        self.fuse, self.only = fuse, only
-        self.ptx: dict[str, list[str]] = defaultdict(list)
-
-    def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-        assert programs > 0
-        if self.only and kernel.__name__ not in self.only:
-            return
-        signature: dict[str, str] = {}
-        attributes: dict[tuple[int], list[list[object]]] = {}
-        for place, (name, value) in enumerate(zip(kernel.arg_names, arguments, strict=False)):
-            if isinstance(value, torch.Tensor):
-                signature[name] = POINTERS[value.dtype]
-                attributes[place,] = [["tt.divisibility", 16]]
-            elif isinstance(value, float):
-                signature[name] = "fp32"
-            else:
-                signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        signature |= dict.fromkeys(constants, "constexpr")
-        assert set(signature) == set(kernel.arg_names)
-        places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=places, attrs=attributes)
-        options = {"num_warps": 4, "enable_fp_fusion": self.fuse}
-        self.ptx[kernel.__name__].append(triton.compile(source, target=HOPPER, options=options).asm["ptx"])
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiled code of this run's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
 
 
 @pytest.fixture(scope="module")
-def launches(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, list[str]]]:
+def launches(cache: None) -> Callable[..., dict[str, list[str]]]:
     """launches(): the PTX of every kernel, over the kinds of arguments that choose other code. launches(only): of some
     kernels, with fused multiply-adds left on."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-    patch.setattr(checks, "interpreting", lambda: True)
 
     def compile_all(*only: str) -> dict[str, list[str]]:
         kernels = CompilingKernels(fuse=bool(only), only=only)
@@ -112,8 +77,7 @@ def launches(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str
         return kernels.ptx
 
     plain = compile_all()
-    yield lambda *only: compile_all(*only) if only else plain
-    patch.undo()
+    return lambda *only: compile_all(*only) if only else plain
 
 
 def test_every_kernel_of_the_backend_is_looked_at(launches: Callable[..., dict[str, list[str]]]) -> None:
@@ -162,3 +126,42 @@ def test_fusion_would_show(launches: Callable[..., dict[str, list[str]]]) -> Non
     fused = launches(*names)
     for name in names:
         assert any("fma.rn" in operation for text in fused[name] for operation in FLOAT.findall(text)), name
+
+
+# Cases that need few compilations, for every test run; the others are slow.
+QUICK = (
+    "bm32_on_words_chosen_to_hurt",
+    "subnormal_weights_and_scales_are_not_flushed",
+    "pooled_reads",
+    "one_row_in_every_bag",
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
+def test_the_compiled_kernels_have_the_reference_s_bits(name: str, cache: None) -> None:
+    CASES[name](EmulatedKernels())
+
+
+def normals_with(fault: Callable[[str], str]) -> None:
+    """Seventeen columns for nine rows, by compiled code with a fault in it."""
+    kernels = EmulatedKernels()
+    kernels.changed = fault
+    kernels.normals(NoiseStream(NoiseKey.from_seed(1), rounds=8), Purpose.REPLAY, 0, torch.arange(9), 5, 17)
+
+
+def test_the_machine_notices_a_missing_barrier(cache: None) -> None:
+    normals_with(lambda ptx: ptx)
+    with pytest.raises(MachineError, match="another warp"):
+        normals_with(lambda ptx: ptx.replace("bar.sync", "// bar.sync"))
+
+
+def test_the_machine_notices_an_access_outside_the_tensors(cache: None) -> None:
+    """The mask of the rows is dropped: lanes that hang over read beyond the rows."""
+    with pytest.raises(MachineError, match=r"bytes into a tensor|outside every tensor"):
+        normals_with(lambda ptx: re.sub(r"@%p\d+ (ld|st)\.global", r"\1.global", ptx))
+
+
+def test_the_machine_refuses_operations_that_do_not_round_to_nearest(cache: None) -> None:
+    for exact, other in (("mul.rn.f32", "mul.rz.f32"), ("add.rn.f32", "add.f32"), ("sqrt.rn", "sqrt.approx.ftz")):
+        with pytest.raises(MachineError):
+            normals_with(lambda ptx, exact=exact, other=other: ptx.replace(exact, other))

@@ -71,7 +71,7 @@ class DeviceClock:
 
     def at(self, step: int) -> int:
         """V(step)."""
-        return int(self.source.at(np.array(step, dtype=np.int64)))
+        return int(self.source.at(np.array([step], dtype=np.int64))[0])
 
     def segments(self, since: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
         """The segment of each step."""

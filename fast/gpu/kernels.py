@@ -193,12 +193,12 @@ class GpuKernels:
         for call in calls:
             checks.call(call, weights.shape[0], self.device)
         checks.float32_value("rate", rate)
+        dim = weights.shape[1]
+        if any(gradient.shape[1:] != (dim,) for gradient in pooled):
+            raise InputError(f"gradients must have the table's {dim} columns, got {[tuple(g.shape) for g in pooled]}")
         rows, sums = self.gradient_sums(calls, pooled, factors, exponent)
         if rows.shape[0] == 0:
             return
-        dim = weights.shape[1]
-        if sums.shape[1] != dim:
-            raise InputError(f"gradients have {sums.shape[1]} columns, the table has {dim}")
         columns, tiles = _columns(dim)
         per_program = max(1, 1024 // columns)
         self.launch(
