@@ -78,7 +78,7 @@ class BatchGradients:
     """
 
     reads: list[TableRead]
-    pooled: list[Float32[Tensor, "bags dim"]]
+    pooled: list[Float32[Tensor, "_ _"]]
     dense: DenseGradients
     dense_square_norms: Float64[Tensor, "examples"]
 

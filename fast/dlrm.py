@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,8 +54,8 @@ class DLRM(nn.Module):
         self.top = _layers((dim if dense_width else 0) + vectors * (vectors - 1) // 2, top)
 
     def forward(
-        self, dense: Float32[Tensor, "examples width"], bags: Sequence[tuple[Tensor, Tensor]]
-    ) -> Float32[Tensor, "examples"]:
+        self, dense: Float[Tensor, "examples width"], bags: Sequence[tuple[Tensor, Tensor]]
+    ) -> Float[Tensor, "examples"]:
         """Logits. `bags` holds (ids, offsets) per feature; offsets end with the number of ids."""
         vectors = [
             self.tables[feature.table](ids, offsets)
@@ -84,7 +84,7 @@ class PairwiseDots(torch.autograd.Function):
     """<z_i, z_j> for i < j in row-major order, with a backward pass that scatters no index twice."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: Float32[Tensor, "examples n dim"]) -> Float32[Tensor, "examples pairs"]:
+    def forward(ctx: Any, vectors: Float[Tensor, "examples n dim"]) -> Float[Tensor, "examples pairs"]:
         n = vectors.shape[1]
         i, j = torch.triu_indices(n, n, 1, device=vectors.device)
         ctx.save_for_backward(vectors, i * n + j, j * n + i)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32
@@ -16,6 +16,7 @@ from samelaw.fast.kernels import LookupCall
 from samelaw.fast.lookups import bag_call, row_call
 
 
+@runtime_checkable
 class TableOwner(Protocol):
     """Whoever serves the reads of the table layers and answers for their weights."""
 

@@ -14,6 +14,37 @@ from samelaw.fast.bookkeeping import BatchGradients, Book
 from samelaw.fast.general_layers import mixes_examples
 
 
+class FirstBatches:
+    """The backward pass of a run, with the checks that its first batches are for.
+
+    Args:
+        check_mixing: whether to check that examples stay apart; the uses of parameters are always checked.
+    """
+
+    def __init__(self, *, check_mixing: bool) -> None:
+        self._uses_checked = False
+        self._apart_checked = not check_mixing
+
+    def backward(self, book: Book, losses: Tensor) -> BatchGradients:
+        """Book.backward. On the first batch parameters are checked, and stop requiring gradients; on the first with two
+        examples and finite gradients, the examples are checked against each other.
+        """
+        examples = book.check(losses)
+        if not self._uses_checked:
+            check_parameter_uses(book, losses)
+            for parameter in book.parameters.values():
+                parameter.requires_grad_(False)
+            self._uses_checked = True
+        if self._apart_checked or examples < 2:
+            return book.backward(losses)
+        conclusive = check_examples_apart(book, losses)
+        found = book.backward(losses)
+        with book.paused():
+            check_layers_apart(found)
+        self._apart_checked = conclusive
+        return found
+
+
 def check_examples_apart(book: Book, losses: Tensor) -> bool:
     """Check that no example's loss has a gradient at another example's reads or layer outputs.
 

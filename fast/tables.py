@@ -117,7 +117,7 @@ class LazyTable:
     def update(
         self,
         calls: Sequence[LookupCall],
-        pooled: Sequence[Float32[Tensor, "bags dim"]],
+        pooled: Sequence[Float32[Tensor, "_ dim"]],
         factors: Float64[Tensor, "examples"],
         rate: float,
     ) -> None:

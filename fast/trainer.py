@@ -16,24 +16,26 @@ from samelaw.contract.errors import InputError, PrivacyError, ResumeError, Unset
 from samelaw.contract.ledger import Ledger
 from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
 from samelaw.contract.run import Release, Transcript
-from samelaw.contract.spec import CLIP_MARGIN, ExecutionOptions, PrivacySpec
+from samelaw.contract.spec import ExecutionOptions, PrivacySpec
 from samelaw.contract.trace import Batch, GradientSums
 from samelaw.fast.bookkeeping import BatchGradients, Book
-from samelaw.fast.checkpoint import Checkpoint, CheckpointRecord, write_checkpoint
-from samelaw.fast.embedding_layers import find_tables, replace_layers, restore_layers
+from samelaw.fast.clipping import clip_factors
+from samelaw.fast.embedding_layers import TableGroup, find_tables, replace_layers, restore_layers
 from samelaw.fast.kernels import Kernels, LookupCall, NoisePlan
 from samelaw.fast.layer_rules import check_shared_storage
-from samelaw.fast.mixing import check_examples_apart, check_layers_apart, check_parameter_uses
+from samelaw.fast.mixing import FirstBatches
+from samelaw.fast.modes import training_modes
 from samelaw.fast.oracle import LossFunction
 from samelaw.fast.recording import dense_copies, note_step, table_copies
+from samelaw.fast.resume import SavedRun, save_run
 from samelaw.fast.tables import LazyTable, aligned
 from samelaw.fast.trainer_checks import (
+    check_addresses,
     check_arguments,
     check_device,
     check_ledger,
     check_settled,
     open_ledger,
-    reconcile,
 )
 
 
@@ -73,6 +75,7 @@ class LazyTrainer:
     Raises:
         UnsupportedLayerError, MixedExamplesError: a layer or option that cannot be clipped, by its path.
         DataDependentRateError: an optimiser or scheduler was handed in as the schedule.
+        AddressError: more tables, rows or columns than a noise address can name.
 
     Source: LazyDP, arXiv 2404.08847; Abadi et al., arXiv 1607.00133, Algorithm 1.
     """
@@ -99,23 +102,25 @@ class LazyTrainer:
         check_device(self._groups, model, self.device)
         self.stream = NoiseStream(key, spec.rounds)
         self.step_index = 0
-        replace_layers(model, self._groups, self)
-        try:
-            self._book = Book(model, device=self.device, refuse_copy=self.refuse_copy)
-        except BaseException:
-            restore_layers(model, self._groups)
-            raise
-        self.tables: dict[str, LazyTable] = {
-            group.name: self._table(number, group.name, group.weight, group.padding_idx)
-            for number, group in enumerate(self._groups)
-        }
-        self.ledger = Ledger() if ledger is None else ledger
-        self._must_resume = open_ledger(self.ledger, self._opening())
-        self.transcript = Transcript(table_copies(self.tables), dense_copies(self.dense)) if record else None
-        self._uses_checked, self._apart_checked = False, not self.options.check_mixing
         self._drawn: tuple[int, Int64[np.ndarray, "drawn"]] | None = None
         self._announced: dict[str, Tensor] = {}
         self._interrupted = self._released = False
+        replace_layers(model, self._groups, self)
+        try:
+            self._book = Book(model, device=self.device, refuse_copy=self.refuse_copy)
+            self._first_batches = FirstBatches(check_mixing=self.options.check_mixing)
+            check_addresses(self._groups, self.dense, spec)
+            self.tables: dict[str, LazyTable] = {
+                group.name: self._table(number, group) for number, group in enumerate(self._groups)
+            }
+            self.ledger = Ledger() if ledger is None else ledger
+            self._must_resume = open_ledger(self.ledger, self._opening())
+            self.transcript = Transcript(table_copies(self.tables), dense_copies(self.dense)) if record else None
+        except BaseException:
+            if hasattr(self, "_book"):
+                self._book.close()
+            restore_layers(model, self._groups)
+            raise
 
     @property
     def device(self) -> torch.device:
@@ -223,14 +228,8 @@ class LazyTrainer:
         What is read is settled through the steps so far, and stays so. Replay keeps its bits; bridge keeps its path,
         and the weights up to float32 rounding; aggregate goes on along another path of the same law.
         """
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                yield self.model
-        finally:
-            for module, training in modes:
-                module.training = training
+        with training_modes(self.model, training=False), torch.no_grad():
+            yield self.model
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """model(*args, **kwargs) inside evaluation()."""
@@ -311,16 +310,7 @@ class LazyTrainer:
             raise InputError("a training forward pass is on record; save checkpoints between steps, or discard() it")
         self.ledger.append("checkpoint", {"step": self.step_index})
         self.ledger.sync()
-        entries = self.ledger.entries
-        record = CheckpointRecord(
-            step=self.step_index,
-            law_digest=self.spec.digest(),
-            key_commitment=self.stream.key.commitment(),
-            ledger_seq=entries[-1].seq,
-            ledger_head=entries[-1].hash,
-            ledger_lines=() if self.ledger.path is not None else tuple(entry.line() for entry in entries),
-        )
-        write_checkpoint(path, {**self._state(), "random": self._random_state()}, record)
+        save_run(path, self.step_index, self.spec, self.stream, self.ledger, self.tables, self.dense, self.model)
 
     def load_checkpoint(self, path: str | Path) -> None:
         """Go on from a checkpoint of this run: the same bits as if it had never stopped.
@@ -330,22 +320,13 @@ class LazyTrainer:
             NoiseKeyError: of another key; nothing has changed.
         """
         self._check_open()
-        checkpoint = Checkpoint(path)
-        state, random = self._state(), self._random_state()
-        checkpoint.check(
-            law_digest=self.spec.digest(),
-            key_commitment=self.stream.key.commitment(),
-            tensors={**state, "random": random},
-        )
-        reconcile(self.ledger, checkpoint)
-        record = checkpoint.record
+        saved = SavedRun(path, self.spec, self.stream, self.tables, self.dense, self.model)
+        saved.reconcile(self.ledger)
+        record = saved.record
         self.ledger.append("resume", {"step": record.step, "seq": record.ledger_seq, "head": record.ledger_head})
         self._book.discard()
         self._interrupted = True
-        checkpoint.load_into({**state, "random": random})
-        self._restore_random(random)
-        for table in self.tables.values():
-            table.interrupted = False
+        saved.restore()
         self.step_index = record.step
         self._drawn, self._announced = None, {}
         if self.transcript is not None:
@@ -357,7 +338,7 @@ class LazyTrainer:
     def square_norms(
         self,
         calls: Mapping[str, Sequence[LookupCall]],
-        pooled: Mapping[str, Sequence[Float32[Tensor, "bags dim"]]],
+        pooled: Mapping[str, Sequence[Float32[Tensor, "_ _"]]],
         dense_square_norms: Float64[Tensor, "examples"],
     ) -> Float64[Tensor, "examples"]:
         """Squared norm of each example's whole gradient: dense first, then the tables in sorted order."""
@@ -367,16 +348,8 @@ class LazyTrainer:
         return norms
 
     def clip_factors(self, square_norms: Float64[Tensor, "examples"]) -> Float64[Tensor, "examples"]:
-        """min(1, C (1 - 2^-20) / norm); 0 where the norm is not a finite number.
-
-        In NumPy, whose square roots and quotients are rounded correctly; torch's square root on a CPU is not.
-        """
-        squares = square_norms.cpu().numpy()
-        usable = np.isfinite(squares) & (squares >= 0)
-        target = self.spec.clip_norm * (1 - CLIP_MARGIN)
-        norms = np.sqrt(np.where(usable, squares, 0.0))
-        factors = np.where(norms <= target, 1.0, target / np.maximum(norms, target))
-        return torch.from_numpy(np.where(usable, factors, 0.0)).to(self.device)
+        """min(1, C (1 - 2^-20) / norm); 0 where the norm is not a finite number."""
+        return clip_factors(square_norms, self.spec.clip_norm)
 
     def pay_dense(self, step: int) -> None:
         """Pay the noise of `step` on every dense parameter."""
@@ -428,30 +401,12 @@ class LazyTrainer:
         """Everything that can go wrong first, then `_commit`."""
         self._check_ready()
         try:
-            found = self._backward(losses)
+            found = self._first_batches.backward(self._book, losses)
             calls, pooled, factors = self._clip(found)
             dense = self._book.clipped_sums(found, factors)
         finally:
             self._book.discard()
         self._commit(losses.shape[0], calls, pooled, factors, dense, keyed, losses)
-
-    def _backward(self, losses: Tensor) -> BatchGradients:
-        """The backward pass; on the first batches, the checks that need its graph."""
-        book = self._book
-        examples = book.check(losses)
-        if not self._uses_checked:
-            check_parameter_uses(book, losses)
-            for parameter in self.dense.values():
-                parameter.requires_grad_(False)
-            self._uses_checked = True
-        check_apart = not self._apart_checked and examples > 1
-        conclusive = check_examples_apart(book, losses) if check_apart else False
-        found = book.backward(losses)
-        if check_apart:
-            with book.paused():
-                check_layers_apart(found)
-            self._apart_checked = conclusive
-        return found
 
     def _clip(
         self, found: BatchGradients
@@ -509,28 +464,29 @@ class LazyTrainer:
     @contextmanager
     def _probe(self) -> Generator[None]:
         """A training forward pass that changes nothing: payments, modes and random state are put back."""
-        modes = [(module, module.training) for module in self.model.modules()]
         cuda = [self.device] if self.device.type == "cuda" else []
         for table in self.tables.values():
             table.watch()
         try:
-            with torch.random.fork_rng(devices=cuda), self._book.aside(), torch.enable_grad():
-                self.model.train()
+            with (
+                torch.random.fork_rng(devices=cuda),
+                self._book.aside(),
+                torch.enable_grad(),
+                training_modes(self.model, training=True),
+            ):
                 yield
         finally:
-            for module, training in modes:
-                module.training = training
             for table in self.tables.values():
                 table.restore()
 
-    def _table(self, number: int, name: str, weight: nn.Parameter, padding_idx: int | None) -> LazyTable:
-        weight.data = aligned(weight.detach())
+    def _table(self, number: int, group: TableGroup) -> LazyTable:
+        group.weight.data = aligned(group.weight.detach())
         return LazyTable(
-            name,
+            group.name,
             number,
-            weight.detach(),
-            padding_idx=padding_idx,
-            plan=NoisePlan(self.spec.mode, self.stream, self.spec.clock, number, weight.shape[1]),
+            group.weight.detach(),
+            padding_idx=group.padding_idx,
+            plan=NoisePlan(self.spec.mode, self.stream, self.spec.clock, number, group.weight.shape[1]),
             kernels=self.kernels,
             steps=self.spec.schedule.steps,
             exponent=self.spec.contribution_exponent,
@@ -546,24 +502,6 @@ class LazyTrainer:
             "dense": {name: list(parameter.shape) for name, parameter in self.dense.items()},
             "examples": self.examples,
         }
-
-    def _state(self) -> dict[str, Tensor]:
-        """Every tensor of a checkpoint, in the trainer's own memory."""
-        state: dict[str, Tensor] = {}
-        for name, table in self.tables.items():
-            state[f"table/{name}"], state[f"history/{name}"] = table.weights, table.history
-        state.update({f"dense/{name}": parameter.detach() for name, parameter in self.dense.items()})
-        state.update({f"buffer/{name}": buffer for name, buffer in self.model.named_buffers()})
-        return state
-
-    def _random_state(self) -> Tensor:
-        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
-
-    def _restore_random(self, state: Tensor) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state, self.device)
-        else:
-            torch.set_rng_state(state)
 
     def _hand_back(self) -> None:
         """The original layers on the trained memory; histories are gone, and so is the right to train on."""

@@ -12,13 +12,12 @@ from samelaw.contract.errors import (
     DataDependentRateError,
     InputError,
     LedgerError,
-    ResumeError,
     UnsettledReleaseError,
 )
-from samelaw.contract.ledger import Entry, Ledger, spent, verify_lines
+from samelaw.contract.ledger import Entry, Ledger, spent
+from samelaw.contract.noise import check_address
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import PrivacySpec
-from samelaw.fast.checkpoint import Checkpoint
 from samelaw.fast.embedding_layers import TableGroup, TableLayer
 from samelaw.fast.tables import LazyTable
 
@@ -50,6 +49,20 @@ def check_device(groups: Sequence[TableGroup], model: nn.Module, device: torch.d
             raise InputError(f"{name!r} is on {tensor.device} and the kernels work on {device}; move the model first")
 
 
+def check_addresses(groups: Sequence[TableGroup], dense: Mapping[str, nn.Parameter], spec: PrivacySpec) -> None:
+    """Refuse a model with a coordinate whose noise no address can name.
+
+    Raises:
+        AddressError: see check_address.
+    """
+    last = spec.schedule.steps - 1
+    for number, group in enumerate(groups):
+        rows, dim = group.weight.shape
+        check_address(table=number, largest_row=rows - 1, largest_step=last, dim=dim)
+    for number, parameter in enumerate(dense.values()):
+        check_address(table=number, largest_row=0, largest_step=last, dim=max(1, parameter.numel()))
+
+
 def open_ledger(ledger: Ledger, opening: dict[str, Any]) -> bool:
     """Write the "open" entry of a new run, or check that the ledger is of this run; returns whether it must resume.
 
@@ -69,30 +82,6 @@ def open_ledger(ledger: Ledger, opening: dict[str, Any]) -> bool:
             "or resume with the model, law and key that opened it"
         )
     return True
-
-
-def reconcile(ledger: Ledger, checkpoint: Checkpoint) -> None:
-    """Make sure that the ledger covers every step the checkpoint has run.
-
-    A ledger without a file died with its process; the checkpoint then brings it along.
-
-    Raises:
-        ResumeError: it does not: going on would spend what nobody charged for.
-    """
-    record = checkpoint.record
-    entries = ledger.entries
-    if record.ledger_seq < len(entries) and entries[record.ledger_seq].hash == record.ledger_head:
-        return
-    fresh = ledger.path is None and len(entries) == 1
-    if fresh and record.ledger_lines:
-        restored = list(verify_lines("\n".join(record.ledger_lines), where=f"the ledger in {checkpoint.path}"))
-        if restored[-1].hash == record.ledger_head and restored[0].data == entries[0].data:
-            ledger.entries[:] = restored
-            return
-    raise ResumeError(
-        f"{checkpoint.path} was written after entry {record.ledger_seq} ({record.ledger_head[:16]}…) of its run's "
-        f"ledger, which is not among the {len(entries)} entries of this one; open the run's ledger with Ledger.reopen"
-    )
 
 
 def check_ledger(entries: Sequence[Entry], tables: Mapping[str, LazyTable], step: int) -> None:

@@ -292,7 +292,7 @@ def test_another_key_is_refused(saved: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"clip_norm": 1.5}, {"rounds": 20}, {"mode": Mode.BRIDGE}, {"schedule": Schedule.constant(1, steps=9)}],
+    [{"clip_norm": 1.5}, {"rounds": 20}, {"mode": Mode.BRIDGE}, {"schedule": Schedule.constant(1.0, steps=9)}],
 )
 def test_another_law_is_refused(saved: Path, changes: dict[str, Any]) -> None:
     trainer = trainer_of(spec_of(**changes))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from samelaw.contract.errors import InputError
 from samelaw.contract.noise import NoiseKey
@@ -69,8 +70,9 @@ def test_M1_per_example_gradients_are_those_of_the_numpy_dlrm(dense_width: int) 
     numpy_dlrm = NumpyDLRM(dense, FEATURES, dense_width)
     hand = numpy_dlrm.per_example_gradients(batch, lambda lookup: read_bags(tables[lookup.table], lookup))
 
-    wide = Batch(batch.dense.astype(np.float64), batch.features, batch.labels.astype(np.float64), batch.indices)
-    losses, _ = bce_loss(model, wide)
+    bags = [(torch.from_numpy(f.ids), torch.from_numpy(f.offsets)) for f in batch.features]
+    logits = model(torch.from_numpy(batch.dense).double(), bags)
+    losses = F.binary_cross_entropy_with_logits(logits, torch.from_numpy(batch.labels).double(), reduction="none")
     names = [name for name in dict(model.named_parameters()) if not name.startswith("tables.")]
     parameters = dict(model.named_parameters())
     for example in range(len(batch)):

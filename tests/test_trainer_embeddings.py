@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from samelaw.contract.noise import NoiseKey
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import CLIP_MARGIN, PrivacySpec
+from samelaw.contract.trace import Batch
 from samelaw.fast.trainer import LazyTrainer
 
 ROWS, DIM = 5, 3
@@ -71,19 +72,20 @@ def coefficients(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.randint(-3, 4, shape, generator=generator).float()
 
 
-class Examples(list[Call]):
-    """A batch for LazyTrainer.gradient_sums: calls, with the number of examples as its length."""
+class Examples(Batch):
+    """A batch that is nothing but calls."""
+
+    calls: list[Call]
 
     def __init__(self, calls: list[Call], examples: int) -> None:
-        super().__init__(calls)
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return self.examples
+        nothing = np.zeros(examples, dtype=np.float32)
+        super().__init__(nothing[:, None], (), nothing, np.arange(examples, dtype=np.int64))
+        object.__setattr__(self, "calls", calls)
 
 
-def loss_fn(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-    losses = model(list(iter(batch)), len(batch))
+def loss_fn(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    assert isinstance(batch, Examples)
+    losses = model(batch.calls, len(batch))
     return losses, losses
 
 
@@ -114,7 +116,7 @@ def check(model: Model, calls: list[Call], examples: int, *, clip_norm: float = 
         for i in range(examples)
     ]
     trainer = LazyTrainer(copy.deepcopy(model), spec, NoiseKey.from_seed(0), examples=9, loss_fn=loss_fn)
-    sums = trainer.gradient_sums(Examples(calls, examples))  # type: ignore[arg-type]
+    sums = trainer.gradient_sums(Examples(calls, examples))
     assert sums.factors is not None
     for of_tables, factor in zip(gradients, sums.factors.tolist(), strict=True):
         square = sum(float((g**2).sum()) for g in of_tables.values())
@@ -379,7 +381,7 @@ def test_an_update_moves_the_rows_by_the_rate_times_the_clipped_sum() -> None:
     calls = [Call("a", (ids(0, 1, 1, 4), ids(0, 2)), seed=1), Call("b", (ids(2, 2),), seed=2)]
     spec = PrivacySpec(2.0, 0.0, 1.0, 4.0, 1e-5, Schedule.constant(0.5, steps=3))
     trainer = LazyTrainer(model, spec, NoiseKey.from_seed(0), examples=9, loss_fn=loss_fn)
-    sums = trainer.gradient_sums(Examples(calls, 2))  # type: ignore[arg-type]
+    sums = trainer.gradient_sums(Examples(calls, 2))
     trainer.step(model(calls, 2))
     released = trainer.release()
     for name, table in released.tables.items():

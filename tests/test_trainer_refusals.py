@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from samelaw.contract.errors import (
+    AddressError,
     DataDependentRateError,
     InputError,
     LedgerError,
@@ -27,8 +28,9 @@ from samelaw.contract.ledger import Ledger
 from samelaw.contract.noise import NoiseKey
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import PrivacySpec
-from samelaw.fast.embedding_layers import TableLayer
+from samelaw.fast.embedding_layers import TableGroup, TableLayer
 from samelaw.fast.trainer import LazyTrainer
+from samelaw.fast.trainer_checks import check_addresses
 
 
 def spec_of(steps: int = 4, **changes: Any) -> PrivacySpec:
@@ -581,8 +583,20 @@ class TestRelease:
     def test_a_ledger_of_another_run_is_refused(self) -> None:
         ledger = Ledger()
         trainer_of(Net(), ledger=ledger)
-        with pytest.raises(LedgerError, match=r"opened by another run \(law, law_digest differ\)"):
-            trainer_of(Net(), ledger=ledger, spec=spec_of(clip_norm=2.0))
+        net = Net(nn.Linear(4, 2))
+        table = net.table
+        with pytest.raises(LedgerError, match=r"opened by another run \(dense, law, law_digest differ\)"):
+            trainer_of(net, ledger=ledger, spec=spec_of(clip_norm=2.0))
+        assert net.table is table
+        trainer_of(net).step(net(IDS))
+
+    def test_a_table_that_no_address_can_name_is_refused(self) -> None:
+        wide = {"w": nn.Parameter(torch.empty(1 << 14, 1 << 15, device="meta"))}
+        many = [TableGroup(str(i), nn.Parameter(torch.zeros(1, 1)), None, ()) for i in range((1 << 16) + 1)]
+        with pytest.raises(AddressError, match="table must be in"):
+            check_addresses(many, {}, spec_of())
+        with pytest.raises(AddressError, match="dim must be in"):
+            check_addresses([], wide, spec_of())
 
 
 class TestTheModelMeanwhile:
