@@ -41,9 +41,10 @@ def single_step_log_delta(epsilon: float, sampling_rate: float, noise_multiplier
         math.log(q) + float(special.log_ndtr((1 - x) / sigma)), excess + float(special.log_ndtr(-x / sigma))
     )
     # Addition: Q - e^eps P = (1 - e^eps (1-q)) N(0) - e^eps q N(1), positive below x if the first factor is.
-    left = -math.expm1(epsilon + math.log1p(-q)) if q < 1 else 1.0
-    if left <= 0:
+    exponent = epsilon + math.log1p(-q) if q < 1 else -math.inf
+    if exponent >= 0:
         return removal
+    left = -math.expm1(exponent)
     x = sigma**2 * (math.log(left) - epsilon - math.log(q)) + 0.5
     addition = _log_difference(
         math.log(left) + float(special.log_ndtr(x / sigma)),

@@ -38,7 +38,7 @@ def evaluate(mechanism: SampledGaussian, delta: float) -> Answer:
 
     1. the closed form: no step at all, q = 1, or a single step;
     2. prv-accountant, when a grid of bounded size is fine enough and rounding cannot matter (see prv.py);
-    3. dp_accounting's PLD, rounded up and down, for delta >= 1e-8;
+    3. dp_accounting's PLD, rounded up and down, where its rounding cannot matter;
     4. the Renyi bound above and one step's exact epsilon below.
 
     Raises:
@@ -53,7 +53,7 @@ def evaluate(mechanism: SampledGaussian, delta: float) -> Answer:
     second = pld.pld_epsilon(mechanism, delta, scale=renyi)
     scale = renyi if isinstance(second, Unavailable) else min(renyi, second)
     interval, reason = _choose(mechanism, delta, renyi, second, scale)
-    others = [renyi] if isinstance(second, Unavailable) or delta < pld.SMALLEST_DELTA else [renyi, second]
+    others = [renyi, second] if not isinstance(second, Unavailable) and pld.is_bound(mechanism, delta) else [renyi]
     for other in others:
         if other < interval.lower * (1 - SLACK) - SLACK:
             raise PrivacyError(
@@ -88,7 +88,7 @@ def _choose(
     one = exact_interval(mechanism.through(1), delta)
     assert one is not None
     floor = one[0].lower  # publishing less cannot cost more
-    if not isinstance(second, Unavailable) and delta >= pld.SMALLEST_DELTA:
+    if not isinstance(second, Unavailable) and pld.is_bound(mechanism, delta):
         below = pld.pld_epsilon(mechanism, delta, scale=scale, pessimistic=False)
         lower = floor if isinstance(below, Unavailable) else max(floor, below)
         upper = min(second, renyi)

@@ -81,5 +81,5 @@ class StepLoss:
 
 def _normal_mass(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Phi(high) - Phi(low), taken in the tail where both are small."""
-    upper = low + high > 0
+    upper = low > -high
     return np.where(upper, special.ndtr(-low) - special.ndtr(-high), special.ndtr(high) - special.ndtr(low))

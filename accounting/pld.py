@@ -19,14 +19,21 @@ from samelaw.accounting.losses import StepLoss
 from samelaw.accounting.mechanism import SampledGaussian
 
 SMALLEST_DELTA = 1e-8
-"""Below this the library's "pessimistic" epsilon can be too small: its float64 transforms leave errors of that "
-"order."""
+"""Below this nothing the library says counts as a bound: its transforms are in float64."""
+UNIT = 2.0**-53
 LARGEST_STEP_GRID = 100_000
-LARGEST_GRID = 4_000_000
+LARGEST_GRID = 1 << 23
+TRUNCATION = 1e-15
+"""Mass that the library may cut off the tails of a composition, and then counts as an infinite loss: its default."""
 
 
 def engine() -> str:
     return f"dp-accounting {metadata.version('dp-accounting')} PLD"
+
+
+def is_bound(mechanism: SampledGaussian, delta: float) -> bool:
+    """Whether `pld_epsilon` may be used as a bound at this delta; it then allows for rounding."""
+    return delta >= SMALLEST_DELTA and 20 * _rounding(mechanism) <= delta
 
 
 def pld_epsilon(
@@ -54,12 +61,37 @@ def pld_epsilon(
                 value_discretization_interval=interval,
                 use_connect_dots=pessimistic,
             )
-            found = float(one.self_compose(mechanism.steps).get_epsilon_for_delta(delta))
-    except (ValueError, IndexError, ZeroDivisionError, OverflowError, MemoryError) as cause:
+            # Against the rounding of the transforms: ask for a little less delta, or a little more when rounding down.
+            margin = _rounding(mechanism) * (1 if pessimistic else -1) if is_bound(mechanism, delta) else 0.0
+            found = max(
+                _compose(pmf, mechanism.steps).get_epsilon_for_delta(delta - margin)
+                for pmf in ((one._pmf_remove,) if one._symmetric else (one._pmf_remove, one._pmf_add))
+            )
+    except (ArithmeticError, AttributeError, ValueError, IndexError, MemoryError) as cause:
         return Unavailable(engine(), f"it refused: {cause}")
     if not math.isfinite(found):
         return Unavailable(engine(), f"it returned {found!r}")
     return max(0.0, found)
+
+
+def _rounding(mechanism: SampledGaussian) -> float:
+    """What rounding does to delta: measured about steps * 2^-53 (a steps-th power of numbers near 1); 16 times that."""
+    return 16 * mechanism.steps * UNIT
+
+
+def _compose(pmf: Any, steps: int) -> Any:
+    """One direction composed, after checking how large the result will be.
+
+    PrivacyLossDistribution.self_compose would first raise the grid's size to the power `steps`, exactly, which takes
+    minutes for millions of steps, and then allocate whatever its tail bound leaves.
+    """
+    from dp_accounting.pld import common
+
+    dense = pmf.to_dense_pmf()
+    low, high = common.compute_self_convolve_bounds(dense._probs, steps, TRUNCATION)
+    if high - low > LARGEST_GRID:
+        raise ValueError(f"the composed grid would have {high - low:.2g} cells, more than {LARGEST_GRID:.2g}")
+    return dense.self_compose(steps, TRUNCATION)
 
 
 def _interval(mechanism: SampledGaussian, *, scale: float, cells: int) -> float | Unavailable:
@@ -68,9 +100,8 @@ def _interval(mechanism: SampledGaussian, *, scale: float, cells: int) -> float 
     if q < 1:
         mean, square = StepLoss(q, sigma, True).moments(-math.inf, math.inf)
         deviation = math.sqrt(max(square - mean**2, 0.0))
-        mean = abs(mean)
     else:
-        deviation, mean = 1 / sigma, 1 / (2 * sigma**2)
+        deviation = 1 / sigma
     # The library truncates the noise where its mass is e^-50, ten sigma out.
     exponent = (1 + 20 * sigma) / (2 * sigma**2)
     largest = float(np.logaddexp(math.log1p(-q) if q < 1 else -math.inf, math.log(q) + exponent))
@@ -78,10 +109,6 @@ def _interval(mechanism: SampledGaussian, *, scale: float, cells: int) -> float 
     if not (math.isfinite(interval) and interval > 0):
         return Unavailable(engine(), f"one step's loss has standard deviation {deviation!r}")
     interval = 2.0 ** math.floor(math.log2(interval))
-    # After composition the support is about the mean and 8 standard deviations on either side, both directions alike.
-    width = 16 * deviation * math.sqrt(mechanism.steps) + 2 * mean * mechanism.steps + largest
-    if width / interval > LARGEST_GRID:
-        return Unavailable(engine(), f"its grid would have {width / interval:.2g} cells, more than {LARGEST_GRID:.2g}")
     if interval > max(scale, 1e-6):
         return Unavailable(engine(), f"its grid would be coarser ({interval:.2g}) than epsilon itself ({scale:.2g})")
     return interval

@@ -113,9 +113,9 @@ def prv_interval(mechanism: SampledGaussian, delta: float, *, scale: float) -> I
 
 
 def prv_composer(
-    mechanism: SampledGaussian, delta: float, *, scale: float, cells: int = LARGEST_GRID
+    mechanism: SampledGaussian, delta: float, *, scale: float, cells: int | None = None
 ) -> PrvComposer | Unavailable:
-    """A composer within `cells` cells, or why there is none."""
+    """A composer within `cells` cells (LARGEST_GRID by default), or why there is none."""
     grid = plan(mechanism, delta, scale=scale, cells=cells)
     if isinstance(grid, Unavailable):
         return grid
@@ -125,7 +125,7 @@ def prv_composer(
         return Unavailable(engine(), str(cause))
 
 
-def plan(mechanism: SampledGaussian, delta: float, *, scale: float, cells: int = LARGEST_GRID) -> Grid | Unavailable:
+def plan(mechanism: SampledGaussian, delta: float, *, scale: float, cells: int | None = None) -> Grid | Unavailable:
     """The finest useful grid within `cells`: an error of scale / 200, or more where that needs too many."""
     if np.finfo(np.longdouble).eps > 2 * UNIT:
         return Unavailable(engine(), "long doubles have no more than 53 bits on this machine")
@@ -134,11 +134,14 @@ def plan(mechanism: SampledGaussian, delta: float, *, scale: float, cells: int =
     reach = rdp.reach(mechanism, delta_error / 8 / mechanism.steps)
     if not math.isfinite(reach):
         return Unavailable(engine(), "the bound on the privacy loss is not finite")
-    error = max(min(0.1, max(1e-4, scale / 200)), 2 * (reach + 0.1) * spread / cells)
-    reach += 2 * error
-    if error > max(0.1, scale / 10):
-        needed = 2 * reach * spread / max(0.1, scale / 10)
+    cells = LARGEST_GRID if cells is None else cells
+    # Twice the error is added to the reach, so cells * error = 2 * (reach + 2 * error) * spread.
+    finest = 2 * reach * spread / (cells - 4 * spread) if cells > 4 * spread else math.inf
+    error, coarsest = max(min(0.1, max(1e-4, scale / 200)), finest), max(0.1, scale / 10)
+    if error > coarsest:
+        needed = 2 * (reach + 2 * coarsest) * spread / coarsest
         return Unavailable(engine(), f"a useful grid would need {needed:.2g} cells, more than {cells:.2g}")
+    reach += 2 * error
     # Known beforehand but for the shape of the composed law, which is about normal.
     mean, square = StepLoss(mechanism.sampling_rate, mechanism.noise_multiplier, True).moments(-math.inf, math.inf)
     deviation = math.sqrt(mechanism.steps * max(square - mean**2, 0.0))

@@ -42,6 +42,9 @@ NOT_INCLUDED = (
 )
 
 
+NO_BOUND = "The second opinion is no bound at this delta and number of steps: rounding in float64 could matter."
+
+
 class EpsilonAtStep(NamedTuple):
     """Epsilon after the first `step` steps."""
 

@@ -3,7 +3,7 @@
 Expect: at least 0.4 normals per ns-core with 12 rounds on AVX-512, faster than torch.randn although the generator is
 cryptographic and every number can be addressed. Rounds cost in proportion to their number; the transform and the stores
 cost the same beside any.
-Compare: the CPU backend and torch.randn, one thread each, as many float32 normals, interleaved in one process; CPU time,
+Compare: the CPU backend and torch.randn, one thread each, as many normals, interleaved in one process; CPU time,
 not wall time, so that a busy machine says the same; report the median ratio.
 
     python benchmarks/noise.py [--repeats N] [--out FILE]

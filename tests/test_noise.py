@@ -1,11 +1,11 @@
-"""ChaCha against other implementations, the address map, and the backends against the definition, bit for bit."""
+"""ChaCha against other implementations, the address map, and the CPU backend against the definition, bit for bit.
+
+test_gpu_interpreter.py and test_gpu_device.py do the same for Triton.
+"""
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -180,7 +180,7 @@ def test_uniform_words_are_prefixes_and_use_every_word_once():
     assert len(np.unique(many)) == 1000  # a repeat among 1000 words of 64 bits has probability 3e-14
 
 
-# --------------------------------------------------------------------------------------------------------- backends
+# ------------------------------------------------------------------------------------------------------ CPU backend
 
 
 def cpu() -> Any:
@@ -235,58 +235,6 @@ def test_ten_million_draws_of_the_cpu_backend_equal_the_definition_bit_for_bit()
         found = normals(stream, purpose, table, rows, steps, dim)
         assert first_difference(expected, found) is None, (purpose, table, stream.rounds, dim)
         drawn += n * dim
-
-
-TRITON = """
-import numpy as np, torch
-from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
-from samelaw.equivalence.noise_vectors import check_backend
-from samelaw.fast.cpu import CpuKernels
-from samelaw.fast.gpu import GpuKernels
-from samelaw.reference import noise
-
-triton, cpu = GpuKernels("cpu"), CpuKernels()
-
-def normals(stream, purpose, table, rows, steps, dim):
-    return triton.normals(stream, purpose, table, torch.from_numpy(rows), torch.from_numpy(steps), dim).numpy()
-
-assert check_backend(normals) == []
-rng = np.random.default_rng(6)
-cases = ((Purpose.REPLAY, 8, 40, 300), (Purpose.BRIDGE, 12, 16, 700), (Purpose.DENSE, 20, 5, 900))
-for purpose, rounds, dim, n in cases:
-    stream = NoiseStream(NoiseKey.from_bytes(rng.bytes(32)), rounds)
-    rows, steps = rng.integers(0, 2**48, n), rng.integers(0, 2**32, n)
-    expected = noise.normals(stream, purpose, 9, rows, steps, dim=dim).view(np.uint32)
-    assert np.array_equal(normals(stream, purpose, 9, rows, steps, dim).view(np.uint32), expected), purpose
-    theirs = cpu.normals(stream, purpose, 9, torch.from_numpy(rows), torch.from_numpy(steps), dim)
-    assert np.array_equal(theirs.numpy().view(np.uint32), expected), purpose
-"""
-
-
-def test_the_triton_backend_in_its_interpreter_equals_the_definition_and_the_cpu_backend():
-    """In a process of its own: Triton decides whether to interpret when it is imported."""
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", TRITON], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.gpu
-def test_the_triton_backend_on_a_gpu_equals_the_definition():
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    from samelaw.fast.gpu import GpuKernels
-
-    normals = as_numpy(GpuKernels("cuda"))
-    assert check_backend(normals) == []
-    rng = np.random.default_rng(8)
-    for purpose, dim in itertools.product(Purpose, (64, 33)):
-        stream = NoiseStream(NoiseKey.from_bytes(rng.bytes(32)))
-        rows, steps = spread(rng, 2**48, 20_000), spread(rng, 2**32, 20_000)
-        expected = noise.normals(stream, purpose, 4, rows, steps, dim=dim)
-        assert first_difference(expected, normals(stream, purpose, 4, rows, steps, dim)) is None
 
 
 @pytest.mark.parametrize("name", ["table", "row", "step"])
