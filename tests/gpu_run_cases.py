@@ -69,7 +69,7 @@ def a_data_set(rng: np.random.Generator, examples: int) -> list[Batch]:
             FeatureBags(ids, np.array([0, ids.size]))
             for ids in (rng.integers(0, feature.rows, rng.integers(0, 4)) for feature in FEATURES)
         )
-        dense = rng.standard_normal((1, 3)).astype(np.float32)
+        dense = np.zeros((1, 0), np.float32)
         label = rng.integers(0, 2, 1).astype(np.float32)
         found.append(Batch(dense, bags, label, np.array([index])))
     return found
@@ -84,7 +84,7 @@ def joined(examples: list[Batch], indices: np.ndarray) -> Batch:
         )
         for f in range(len(FEATURES))
     )
-    dense = np.concatenate([np.zeros((0, 3), np.float32), *(batch.dense for batch in chosen)])
+    dense = np.concatenate([np.zeros((0, 0), np.float32), *(batch.dense for batch in chosen)])
     labels = np.concatenate([np.zeros(0, np.float32), *(batch.labels for batch in chosen)])
     return Batch(dense, features, labels, indices)
 
@@ -118,7 +118,7 @@ def whole_runs_in_every_mode(kernels: GpuKernels) -> None:
     from samelaw.reference.eager import EagerTrainer
 
     torch.manual_seed(61)
-    model = DLRM(FEATURES, 3, dim=4, bottom=[4], top=[1]).to(kernels.device)
+    model = DLRM(FEATURES, 0, dim=4, bottom=[], top=[1]).to(kernels.device)
     data = a_data_set(np.random.default_rng(67), 16)
     key = NoiseKey.from_seed(71)
     for mode in Mode:
