@@ -16,6 +16,7 @@ from samelaw.equivalence.exact import first_difference
 from samelaw.equivalence.spans import Spans, update_rate, variance
 
 _ROWS_AT_ONCE = 1 << 15
+_VALUES_AT_ONCE = 1 << 18
 
 Found = tuple[TestResult, Disagreement | None]
 
@@ -63,10 +64,10 @@ def recomputed_dense(transcript: Transcript, spec: PrivacySpec, normals: Normals
     first: tuple[int, Disagreement] | None = None
     for number, name in enumerate(sorted(transcript.initial_dense)):
         weights = transcript.initial_dense[name].copy()
-        for record in transcript.steps:
+        draws = _dense_draws(normals, number, np.array([r.step for r in transcript.steps]), weights.size)
+        for record, z in zip(transcript.steps, draws, strict=True):
             if name in record.dense_sum:
                 weights = weights - update_rate(spec, record.step) * record.dense_sum[name]
-            z = normals(Purpose.DENSE, number, np.zeros(1, dtype=np.int64), record.step, dim=weights.size)
             weights = weights - spec.clock.scale(record.step) * z.reshape(weights.shape)
         final = transcript.final_dense[name]
         values += weights.size
@@ -75,6 +76,14 @@ def recomputed_dense(transcript: Transcript, spec: PrivacySpec, normals: Normals
             wrong += 1
             first = first or (0, found)
     return _result("dense parameters, recomputed with the key", "parameters that differ", wrong, values, first)
+
+
+def _dense_draws(normals: Normals, number: int, steps: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """The noise of one dense parameter at each step, drawn for many steps at a time."""
+    many = max(1, _VALUES_AT_ONCE // max(1, size))
+    for start in range(0, len(steps), many):
+        some = steps[start : start + many].astype(np.int64)
+        yield from normals(Purpose.DENSE, number, np.zeros_like(some), some, dim=size)
 
 
 def _parts(spans: Spans) -> Iterator[Spans]:
