@@ -1,0 +1,1 @@
+"""The testbed: claims about two trainers, the tests behind them, seeded faults, and the report. No torch in here."""

@@ -31,7 +31,7 @@ class Compared:
         return sum(self.counts.values())
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} {what}" for what, count in self.counts.items())
+        return ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
 
 
 def replay(eager: Transcript, lazy: Transcript, *, scope: str = "") -> Evidence:

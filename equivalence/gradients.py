@@ -133,8 +133,8 @@ def same_gradients(
     if entries == 0:
         return Evidence("M1", M1, Verdict.NOT_ASSESSED, "No gradient was compared.", scope, None, (), numbers)
     summary = (
-        f"{entries} entries differ by at most {worst:.3g} of their example's largest; {tolerance:.3g} is what rounding "
-        "may explain, and any larger gap would have been seen."
+        f"{entries:,} entries differ by at most {worst:.3g} of their example's largest; {tolerance:.3g} is what "
+        "rounding may explain, and any larger gap would have been seen."
     )
     return Evidence("M1", M1, Verdict.EQUIVALENT, summary, scope, None, (), numbers)
 

@@ -132,7 +132,7 @@ def utility(runs: Mapping[str, Mapping[str, Any]]) -> str:
                 panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         handles, labels = panels[0][0].get_legend_handles_labels()
         if len(labels) > 1:
-            panels[0][1].legend(handles, labels, loc="upper right")
+            figure.legend(handles, labels, loc="outside upper right", ncols=2)
         return _svg(figure, "Held-out AUC and loss by step")
 
 
@@ -144,7 +144,7 @@ def delays(at_most: Sequence[int], settlements: Sequence[int]) -> str:
         starts = [1, *(edge + 1 for edge in at_most[:-1])]
         names = [str(b) if a >= b else f"{a}–{b}" for a, b in zip(starts, at_most, strict=True)]
         axes.bar(range(len(names)), list(settlements), color=_FIRST)
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), names, fontsize=11 if len(names) < 9 else 9)
         axes.set(xlabel="steps owed when the row was settled", ylabel="settlements")
         axes.grid(False, axis="x")
         return _svg(figure, "How many steps rows owed when they were settled")

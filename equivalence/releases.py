@@ -34,7 +34,8 @@ def settled(
         spec: the law of the run.
         step: steps that were run.
         histories: per table, the steps that each row has paid for, after release; None for a trainer that keeps none.
-        entries: the verified ledger, which must show the release of this step.
+        entries: the verified ledger, which must show the release of this step and, for a trainer with histories, the
+            settlement of every table just before it.
         padding: table -> its padding row, a constant that must have stayed as it was.
         false_alarm: a table whose rows may by chance round back to their initial value with a higher probability is
             left out of the second half of the claim, and named.
@@ -44,7 +45,8 @@ def settled(
     """
     padding = padding or {}
     checked, left_out = 0, list[str]()
-    wrong = _unpaid(histories or {}, step, padding) or _unrecorded(entries, step)
+    settles = set(initial) if histories is not None else set[str]()
+    wrong = _unpaid(histories or {}, step, padding) or _unrecorded(entries, step, settles)
     std = float(spec.clock.std(spec.clock.at(np.array([step])))[0])
     unmoved = 0
     for name in sorted(initial):
@@ -76,7 +78,7 @@ def settled(
         )
     kept = " (no history was given)" if histories is None else " and the history of each says so"
     said = f"; not compared with their initial values: {', '.join(left_out)}" if left_out else ""
-    summary = f"All {checked} rows are settled through step {step}{kept}; none equals its initial value{said}."
+    summary = f"All {checked:,} rows are settled through step {step}{kept}; none equals its initial value{said}."
     return Evidence("R1", R1, Verdict.EQUAL, summary, scope, None, (), numbers)
 
 
@@ -96,8 +98,8 @@ def _unpaid(histories: Mapping[str, np.ndarray], step: int, padding: Mapping[str
     return None
 
 
-def _unrecorded(entries: Sequence[Entry] | None, step: int) -> Disagreement | None:
-    """A ledger that does not show this release as its last event."""
+def _unrecorded(entries: Sequence[Entry] | None, step: int, settles: set[str]) -> Disagreement | None:
+    """A ledger that does not show this release, and before it the settlement of these tables."""
     if entries is None:
         return None
     try:
@@ -109,6 +111,10 @@ def _unrecorded(entries: Sequence[Entry] | None, step: int) -> Disagreement | No
         return Disagreement(
             "the ledger", f"a release at step {step}", f"{len(account.steps)} steps, last release: {released}"
         )
+    last = [entry for entry in entries if entry.event in ("settle", "step", "release")][-2:-1]
+    if settles and not (last and last[0].event == "settle" and set(last[0].data["rows"]) == settles):
+        found = f"{last[0].event} of step {last[0].data['step']}" if last else "nothing"
+        return Disagreement("the ledger, before its release", f"the settlement of {len(settles)} tables", found)
     return None
 
 

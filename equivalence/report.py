@@ -211,7 +211,11 @@ def _plots(evidence: Sequence[Evidence], series: Mapping[str, Any]) -> str:
     if delays is not None:
         add(plots.delays(*delays), "How many steps of noise a row owed when it was settled: what lazy payment saves.")
     if series.get("epsilon") is not None:
-        add(plots.epsilon(series["epsilon"]), "Privacy cost if the run had been released after so many steps.")
+        add(
+            plots.epsilon(series["epsilon"]),
+            "Privacy cost if the run had been released after so many steps, and its bounds (found "
+            "faster, and so wider, than those of the privacy statement).",
+        )
     return "<h2>Plots</h2>" + "\n".join(figures) if figures else ""
 
 

@@ -560,6 +560,16 @@ def test_R1_does_not_blame_rows_whose_noise_float32_cannot_hold():
     assert claims.settled(tables, tables, spec, step=STEPS).verdict is Verdict.NOT_ASSESSED
 
 
+@pytest.mark.parametrize("settled", [(), ("a",)])
+def test_R1_wants_every_table_settled_before_the_release(settled):
+    transcript, histories = settled_run()
+    evidence = claims.settled(
+        transcript.initial_tables, transcript.final_tables, spec_of(), step=STEPS, histories=histories,
+        entries=ledger_of(spec_of(), settled=settled).entries,
+    )  # fmt: skip
+    assert evidence.first_disagreement.where == "the ledger, before its release"
+
+
 @pytest.mark.parametrize("steps", [STEPS - 1, STEPS])
 def test_R1_wants_the_release_in_the_ledger(steps):
     transcript, _ = settled_run()
@@ -570,7 +580,7 @@ def test_R1_wants_the_release_in_the_ledger(steps):
     assert evidence.first_disagreement.where == "the ledger"
 
 
-def ledger_of(spec, *, steps=STEPS, release=True, **changed):
+def ledger_of(spec, *, steps=STEPS, release=True, settled=("a", "b"), **changed):
     ledger = Ledger()
     ledger.append("open", {"law_digest": spec.digest()})
     for step in range(steps):
@@ -583,6 +593,7 @@ def ledger_of(spec, *, steps=STEPS, release=True, **changed):
         }
         ledger.append("step", fact | (changed if step == 5 else {}))
     if release:
+        ledger.append("settle", {"step": steps, "rows": dict.fromkeys(settled, 3)})
         ledger.append("release", {"step": steps})
     return ledger
 
