@@ -262,7 +262,7 @@ def test_pld_below_its_smallest_delta_is_shown_and_not_used_as_a_bound():
     ("q", "sigma", "steps", "delta"),
     [
         (1.0, 0.3, 1000, 1e-5),
-        (0.5, 0.05, 2**20, 1e-6),
+        (0.5, 0.05, 2**14, 1e-6),
         (1e-9, 0.7, 2**31, 1e-9),
         (0.999999, 1e5, 2**31, 1e-3),
         (0.01, 1e-3, 10, 1e-5),
