@@ -102,7 +102,7 @@ class LazyTrainer:
         check_device(self._groups, model, self.device)
         self.stream = NoiseStream(key, spec.rounds)
         self.step_index = 0
-        self._drawn: tuple[int, Int64[np.ndarray, "drawn"]] | None = None
+        self._drawn: dict[int, Int64[np.ndarray, "drawn"]] = {}
         self._announced: dict[str, Tensor] = {}
         self._interrupted = self._released = False
         replace_layers(model, self._groups, self)
@@ -133,13 +133,22 @@ class LazyTrainer:
 
     # The loop.
 
-    def sample(self) -> Int64[np.ndarray, "drawn"]:
-        """Indices, ascending, of the examples of the next step; possibly none. The same until the step is done."""
-        if self._drawn is None or self._drawn[0] != self.step_index:
-            self._check_ready()
-            drawn = self.kernels.poisson_sample(self.stream, self.step_index, self.spec.sampling_rate, self.examples)
-            self._drawn = self.step_index, drawn.cpu().numpy()
-        return self._drawn[1].copy()
+    def sample(self, *, ahead: int = 0) -> Int64[np.ndarray, "drawn"]:
+        """Indices, ascending, of the examples of the next step; possibly none. The same until that step is done.
+
+        Args:
+            ahead: 1 for the step after it, and so on: to look ahead. Beyond the last step nobody is drawn.
+        """
+        self._check_ready()
+        step = self.step_index + ahead
+        if ahead < 0:
+            raise InputError(f"ahead must be >= 0, got {ahead}")
+        if step >= self.spec.schedule.steps:
+            return np.zeros(0, dtype=np.int64)
+        if step not in self._drawn:
+            drawn = self.kernels.poisson_sample(self.stream, step, self.spec.sampling_rate, self.examples)
+            self._drawn[step] = drawn.cpu().numpy()
+        return self._drawn[step].copy()
 
     def step(self, losses: Float32[Tensor, "examples"]) -> None:
         """One step of DP-SGD on the examples of the last forward pass.
@@ -306,6 +315,11 @@ class LazyTrainer:
         in it too, so that dropout draws the same masks after a resume.
         """
         self._check_usable()
+        if self._must_resume:
+            raise ResumeError(
+                "this run's ledger holds earlier entries; call load_checkpoint before saving, or the checkpoint of the "
+                "run would be replaced by one of initial weights"
+            )
         if self._book.pending:
             raise InputError("a training forward pass is on record; save checkpoints between steps, or discard() it")
         self.ledger.append("checkpoint", {"step": self.step_index})
@@ -320,6 +334,11 @@ class LazyTrainer:
             NoiseKeyError: of another key; nothing has changed.
         """
         self._check_open()
+        if any(entry.event == "release" for entry in self.ledger.entries):
+            raise ResumeError(
+                f"this run's ledger records a release; training on from {path} would lead to a second release of the "
+                "same steps, which nobody would charge for. Start a new run with a new key"
+            )
         saved = SavedRun(path, self.spec, self.stream, self.tables, self.dense, self.model)
         saved.reconcile(self.ledger)
         record = saved.record
@@ -328,7 +347,7 @@ class LazyTrainer:
         self._interrupted = True
         saved.restore()
         self.step_index = record.step
-        self._drawn, self._announced = None, {}
+        self._drawn, self._announced = {}, {}
         if self.transcript is not None:
             self.transcript.steps[:] = [s for s in self.transcript.steps if s.step < record.step]
         self._must_resume = self._interrupted = False
@@ -367,8 +386,16 @@ class LazyTrainer:
     def read(self, table: str, call: LookupCall, examples: int, where: str) -> Float32[Tensor, "bags dim"]:
         """Settle and pool; in a training forward pass, record."""
         self._check_usable()
+        self._refuse_autocast()
         value = self.tables[table].read(call, self.step_index)
         return self._book.note_read(table, where, call, examples, value) if self._book.recording else value
+
+    def _refuse_autocast(self) -> None:
+        if torch.is_autocast_enabled(self.device.type):
+            raise UnsupportedLayerError(
+                f"torch.autocast is on for {self.device.type}: clipped sums of half precision can exceed the clip norm "
+                "by rounding alone. Train in float32: leave the autocast context around the forward pass and the step"
+            )
 
     def settled_weights(self, table: str) -> Float32[Tensor, "rows dim"]:
         """The whole table, if no row owes noise. Raises UnsettledReleaseError otherwise."""
@@ -400,6 +427,7 @@ class LazyTrainer:
     def _step(self, losses: Tensor, *, keyed: bool) -> None:
         """Everything that can go wrong first, then `_commit`."""
         self._check_ready()
+        self._refuse_autocast()
         try:
             found = self._first_batches.backward(self._book, losses)
             calls, pooled, factors = self._clip(found)
@@ -450,6 +478,7 @@ class LazyTrainer:
             self.dense[name].detach().sub_(gradient.mul_(rate))  # two roundings: mul, then sub
         self.pay_dense(step)
         self.step_index = step + 1
+        self._drawn.pop(step, None)
         self._interrupted = False
         if self.transcript is not None and record is not None:
             self.transcript.steps.append(record)
@@ -459,7 +488,7 @@ class LazyTrainer:
 
     def _was_drawn(self, examples: int) -> bool:
         """Whether sample() was asked for this step and drew this many examples."""
-        return self._drawn is not None and self._drawn[0] == self.step_index and len(self._drawn[1]) == examples
+        return self.step_index in self._drawn and len(self._drawn[self.step_index]) == examples
 
     @contextmanager
     def _probe(self) -> Generator[None]:
@@ -511,7 +540,7 @@ class LazyTrainer:
             parameter.requires_grad_(True)
         for table in self.tables.values():
             table.history = table.history.new_empty(0)
-        self._announced, self._drawn, self._released = {}, None, True
+        self._announced, self._drawn, self._released = {}, {}, True
 
     def _loss_fn(self) -> LossFunction:
         if self.loss_fn is None:
