@@ -111,7 +111,7 @@ def machine() -> dict[str, Any]:
         "processor": model,
         "avx512": {"avx512f", "avx512dq", "avx512vl"} <= flags,
         "cores": os.cpu_count(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in ("samelaw", "torch", "numba", "llvmlite", "numpy")},
     }

@@ -105,7 +105,7 @@ def test_a_resumed_step_is_charged_once():
         ledger.append("step", step(spec, index))
     found = price(account(ledger))
     assert found.mechanism.steps == 30
-    assert any("resumed 1 times" in caveat for caveat in found.caveats)
+    assert any("resumed once" in caveat for caveat in found.caveats)
 
 
 def test_no_step_costs_nothing():
