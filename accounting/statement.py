@@ -205,7 +205,7 @@ def _caveats(priced: Priced) -> tuple[str, ...]:
     if priced.resumes:
         often = "once" if priced.resumes == 1 else f"{priced.resumes} times"
         found.append(
-            f"The run was resumed {often}; steps that were run again are charged once, since the ledger shows that they "
-            "were the same steps."
+            f"The run was resumed {often}; steps that were run again are charged once, since the ledger shows that "
+            "they were the same steps."
         )
     return tuple(found)
