@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from samelaw.contract.errors import DataError, InputError, PrivacyError, SamelawError
+from samelaw.contract.errors import DataError, InputError, NoiseKeyError, PrivacyError, SamelawError
 
-HOLDS, REFUTED, BAD_INPUT = 0, 1, 2
+HOLDS, REFUTED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return _COMMANDS[options.command](options)
-    except (InputError, DataError) as error:
+    except (InputError, DataError, NoiseKeyError) as error:
         print(f"samelaw: {error}", file=sys.stderr)
         return BAD_INPUT
     except PrivacyError as error:
@@ -35,6 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return HOLDS
+    except OSError as error:
+        print(f"samelaw: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("samelaw: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -149,7 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--key-file",
         type=Path,
         default=None,
-        help="noise key: read from this file, or written to it when it does not exist",
+        help="noise key: written to this new file; with --resume, read from it",
     )
     train.add_argument("--out", type=Path, default=None, help="run folder to write (default runs/train-<time>)")
     train.add_argument(

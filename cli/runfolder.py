@@ -63,6 +63,7 @@ def write_weights(path: Path, release: Release) -> None:
     tensors |= {name: np.ascontiguousarray(value) for name, value in release.dense.items()}
     part = path.with_name(path.name + ".part")
     save_file(tensors, part, metadata={"step": str(release.step), "ledger_head": release.ledger_head})
+    part.chmod(0o644)  # what was released is made to leave; the ledger beside it is not
     part.replace(path)
 
 

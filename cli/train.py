@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from samelaw.accounting.statement import calibrate, epsilon_by_step, price
 from samelaw.cli import runfolder
-from samelaw.cli.data import load_workload, test_batch
+from samelaw.cli.data import check_positive, load_workload, test_batch
 from samelaw.cli.models import auc, dlrm_problem
 from samelaw.cli.twins import Curves, predict, settled_copy
 from samelaw.contract.errors import InputError
@@ -27,6 +27,7 @@ from samelaw.equivalence.report import write_report
 from samelaw.fast.trainer import LazyTrainer
 
 CHECKPOINT = "checkpoint"
+SETTINGS = "settings.json"
 _LARGEST_TEST = 20_000
 
 
@@ -47,6 +48,7 @@ def run_train(options: argparse.Namespace) -> int:
         raise InputError("--seed and --key-file exclude each other: a run has one key")
     if options.checkpoint_every and options.key_file is None and options.seed is None:
         raise InputError("--checkpoint-every needs --key-file: a checkpoint never holds the key, and resuming needs it")
+    _check(options)
     workload = load_workload(options, say=_say)
     examples = len(workload.train)
     plan = plan_of(options, examples)
@@ -61,6 +63,10 @@ def run_train(options: argparse.Namespace) -> int:
         mode=Mode(options.mode),
     )
     folder = options.out if options.resume else runfolder.create(options.out, "train")
+    if options.key_file is not None and not options.resume:
+        key.save(options.key_file)
+    settings = {"workload": workload.name, "examples": examples, "dim": options.dim, "seed": options.seed is not None}
+    _same_run(folder / SETTINGS, settings, resume=options.resume)
     ledger_path = folder / "ledger.jsonl"
     problem = dlrm_problem(workload.features, workload.dense_width, examples, dim=options.dim, seed=options.seed or 0)
     ledger = Ledger.reopen(ledger_path) if options.resume else Ledger(ledger_path)
@@ -91,7 +97,8 @@ def run_train(options: argparse.Namespace) -> int:
     release = trainer.release()
     ledger.close()
     runfolder.write_weights(folder / "weights.safetensors", release)
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    for private in (CHECKPOINT, SETTINGS):
+        (folder / private).unlink(missing_ok=True)
     statement = price(spent(ledger.entries))
     manifest: dict[str, Any] = runfolder.manifest(
         "train",
@@ -129,14 +136,23 @@ def plan_of(options: argparse.Namespace, examples: int) -> Plan:
     if options.steps is not None and options.epochs is not None:
         raise InputError("--steps and --epochs exclude each other")
     rate = options.batch_size / examples
-    steps = options.steps if options.steps is not None else math.ceil((options.epochs or 10.0) / rate)
+    steps = (
+        options.steps
+        if options.steps is not None
+        else math.ceil((10.0 if options.epochs is None else options.epochs) / rate)
+    )
     if steps < 1:
         raise InputError(f"--steps must be >= 1, got {steps}")
     delta = options.delta if options.delta is not None else examples**-1.1
     if options.noise_multiplier is not None:
         sigma = options.noise_multiplier
     else:
-        sigma = calibrate(options.target_epsilon or 8.0, sampling_rate=rate, steps=steps, delta=delta)
+        sigma = calibrate(
+            8.0 if options.target_epsilon is None else options.target_epsilon,
+            sampling_rate=rate,
+            steps=steps,
+            delta=delta,
+        )
     return Plan(steps, rate, delta, sigma)
 
 
@@ -151,12 +167,44 @@ def _key(options: argparse.Namespace) -> NoiseKey:
         return NoiseKey.from_seed(options.seed)
     if options.key_file is None:
         return NoiseKey.from_os()
-    path: Path = options.key_file
-    if path.exists() or options.resume:
-        return NoiseKey.load(path)
-    key = NoiseKey.from_os()
-    key.save(path)
-    return key
+    return NoiseKey.load(options.key_file) if options.resume else NoiseKey.from_os()
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what no data set can make right."""
+    check_positive("--seed", options.seed, least=0)
+    check_positive("--dim", options.dim, least=1)
+    check_positive("--checkpoint-every", options.checkpoint_every, least=0)
+    check_positive("--evaluate-every", options.evaluate_every, least=0)
+    for name in ("batch_size", "clip_norm", "learning_rate", "epochs", "noise_multiplier", "target_epsilon", "delta"):
+        value = getattr(options, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"--{name.replace('_', '-')} must be finite and > 0, got {value!r}")
+    key_file: Path | None = options.key_file
+    if options.resume:
+        if not (options.out / CHECKPOINT).is_file():
+            raise InputError(f"--resume: there is no checkpoint in {options.out}; name the folder of the run")
+    elif key_file is not None and key_file.exists():
+        raise InputError(
+            f"--key-file {key_file} exists: two runs with one key share their noise, and the difference of their "
+            "models shows the data. Name a new file, or --resume the run that the key belongs to"
+        )
+    if key_file is not None and not key_file.absolute().parent.is_dir():
+        raise InputError(f"--key-file {key_file}: there is no folder {key_file.parent}")
+
+
+def _same_run(path: Path, record: dict[str, Any], *, resume: bool) -> None:
+    """Bind a folder to its workload and model when a run starts; refuse another one when it resumes."""
+    if not resume:
+        runfolder.write_json(path, record)
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise InputError(f"--resume: cannot read {path}, which says what the run trains on: {cause}") from cause
+    for name, value in record.items():
+        if found.get(name) != value:
+            raise InputError(f"--resume: the run in {path.parent} has {name} {found.get(name)!r}, not {value!r}")
 
 
 def _say(text: str) -> None:

@@ -66,7 +66,9 @@ class Ledger:
                     f"{self.path} exists; a ledger is never overwritten. "
                     "Resume with Ledger.reopen or choose another folder"
                 )
-            self._file = self.path.open("x", encoding="utf-8")
+            self._file = os.fdopen(
+                os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
+            )
 
     @classmethod
     def reopen(cls, path: str | Path) -> Ledger:
@@ -139,10 +141,10 @@ def verify_lines(text: str, *, where: str) -> Iterator[Entry]:
     for number, line in enumerate(text.splitlines()):
         place = f"{where}, line {number + 1}"
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=_no_constant)
             entry = Entry(record["seq"], record["prev"], record["event"], record["data"], record["hash"])
             schema = record["schema"]
-        except (ValueError, KeyError, TypeError) as cause:
+        except (ValueError, KeyError, TypeError, RecursionError) as cause:
             raise LedgerError(f"{place} is not a ledger entry: {cause!r}") from cause
         if schema != SCHEMA or len(record) != 6 or entry.event not in EVENTS or type(record["data"]) is not dict:
             raise LedgerError(f"{place} is not an entry of {SCHEMA}")
@@ -179,7 +181,8 @@ def spent(entries: list[Entry]) -> Spent:
 
     Raises:
         LedgerError: no or two openings; a step out of order; a step re-run after a resume differs from its first run
-            (other data or another sampler: its output would be a second release that nobody charged for).
+            (other data or another sampler: its output would be a second release that nobody charged for); anything
+            after a release.
     """
     if not entries or entries[0].event != "open" or any(e.event == "open" for e in entries[1:]):
         raise LedgerError("a ledger starts with exactly one 'open' entry")
@@ -187,15 +190,20 @@ def spent(entries: list[Entry]) -> Spent:
     next_step, resumes = 0, 0
     releases: list[dict[str, Any]] = []
     for entry in entries[1:]:
+        if releases:
+            raise LedgerError(
+                f"entry {entry.seq} ({entry.event}) comes after the release: a run is released once; a second release, "
+                "from a checkpoint or of later steps, is spending that nobody charged for"
+            )
         if entry.event == "resume":
             resumes += 1
-            target = entry.data["step"]
+            target = _step_of(entry)
             if not 0 <= target <= len(steps):
                 raise LedgerError(f"entry {entry.seq} resumes at step {target}, but only {len(steps)} steps were run")
             next_step = target
         elif entry.event == "step":
-            if entry.data["step"] != next_step:
-                raise LedgerError(f"entry {entry.seq} is step {entry.data['step']}, expected {next_step}")
+            if _step_of(entry) != next_step:
+                raise LedgerError(f"entry {entry.seq} is step {_step_of(entry)}, expected {next_step}")
             if next_step < len(steps):
                 if steps[next_step] != entry.data:
                     raise LedgerError(
@@ -206,12 +214,22 @@ def spent(entries: list[Entry]) -> Spent:
                 steps.append(entry.data)
             next_step += 1
         elif entry.event == "release":
-            if entry.data["step"] != next_step or next_step != len(steps):
-                raise LedgerError(
-                    f"entry {entry.seq} releases step {entry.data['step']}, but {len(steps)} steps were run"
-                )
+            if _step_of(entry) != next_step or next_step != len(steps):
+                raise LedgerError(f"entry {entry.seq} releases step {_step_of(entry)}, but {len(steps)} steps were run")
             releases.append(entry.data)
     return Spent(entries[0].data, steps, releases, resumes)
+
+
+def _step_of(entry: Entry) -> int:
+    """The step that an entry speaks of."""
+    step = entry.data.get("step")
+    if type(step) is not int or step < 0:
+        raise LedgerError(f"entry {entry.seq} ({entry.event}) must name a step >= 0, got {step!r}")
+    return step
+
+
+def _no_constant(word: str) -> float:
+    raise ValueError(f"{word} is not JSON")
 
 
 def _hash(seq: int, prev: str, event: str, data: dict[str, Any]) -> str:

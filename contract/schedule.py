@@ -31,8 +31,8 @@ class Schedule:
     name: str
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= LARGEST_STEPS:
-            raise InputError(f"steps must be in 1..2^31, got {self.steps}")
+        if type(self.steps) is not int or not 1 <= self.steps <= LARGEST_STEPS:
+            raise InputError(f"steps must be a whole number in 1..2^31, got {self.steps!r}")
         if len(self.starts) != len(self.rates) or not self.starts or self.starts[0] != 0:
             raise InputError("a schedule needs one rate per segment, and its first segment starts at step 0")
         if any(a >= b for a, b in zip(self.starts, self.starts[1:], strict=False)) or self.starts[-1] >= self.steps:

@@ -67,6 +67,7 @@ class PrivacySpec:
                 math.isfinite(self.expected_batch_size) and self.expected_batch_size > 0,
             ),
             ("delta", "in (0, 1)", 0 < self.delta < 1),
+            ("mode", "replay, bridge or aggregate, as contract.spec.Mode", type(self.mode) is Mode),
             ("rounds", "8, 12 or 20", self.rounds in (8, 12, 20)),
             ("adjacency", "'add_remove'", self.adjacency == "add_remove"),
         )

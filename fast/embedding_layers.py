@@ -66,7 +66,8 @@ class TableLayer(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, table={self.table!r}"
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "weight"] = self.weight
+        # A copy: the tensor itself would go on changing, unsettled, after it was taken.
+        destination[prefix + "weight"] = self.weight.detach().clone()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *_: Any, **__: Any) -> None:
         raise InputError(

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from samelaw.cli.main import main
 from samelaw.contract.ledger import read_ledger, spent
+from samelaw.contract.noise import NoiseKey
 from samelaw.equivalence.faults import FAULTS
 from samelaw.equivalence.schemas import check_evidence, check_ledger_lines, check_manifest
 
@@ -23,6 +24,17 @@ SHORT = [*ZIPF, "--steps", "10", "--seed", "5", "--quiet"]
 
 
 def run(*arguments: object) -> int:
+    """The command in a process of its own, as a user runs it; its standard error goes to ours."""
+    command = [sys.executable, "-m", "samelaw.cli.main", *map(str, arguments)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=1200)
+    sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    assert "Traceback" not in done.stderr
+    return done.returncode
+
+
+def run_here(*arguments: object) -> int:
+    """The command in this process: for what ends before any work."""
     return main([str(argument) for argument in arguments])
 
 
@@ -55,7 +67,7 @@ def test_verify_judges_every_claim_and_writes_a_folder_that_matches_its_schemas(
 def test_the_report_is_one_page_that_asks_nobody_for_anything(verified):
     page = (verified / "report.html").read_text()
     assert "<script src" not in page
-    assert "http-equiv" not in page
+    assert "default-src 'none'" in page  # the browser is told to fetch nothing
     assert not re.search(r"""(src|href)\s*=\s*["']https?:""", page)
 
 
@@ -94,7 +106,7 @@ def test_every_fault_is_caught_by_the_whole_verify(fault, tmp_path, capsys):
 
 
 def test_fault_list_explains_each_fault_in_a_line(capsys):
-    assert run("verify", "--fault", "list") == 0
+    assert run_here("verify", "--fault", "list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(FAULTS)
 
@@ -121,6 +133,11 @@ def test_a_training_run_that_was_killed_resumes_to_the_same_weights(tmp_path):
         "train.LazyTrainer.save_checkpoint = save_and_die\n"
         "main(sys.argv[1:])\n"
     )
+    (tmp_path / "whole.key").write_bytes(key.read_bytes())
+    key.unlink()
+    script = "import os, samelaw.cli.train as train, samelaw.contract.noise as noise\nfrom pathlib import Path\n" + (
+        f"noise.NoiseKey.from_os = classmethod(lambda cls: cls.load({str(tmp_path / 'whole.key')!r}))\n" + script
+    )
     arguments = ["train", *common, "--checkpoint-every", "4", "--out", tmp_path / "cut"]
     command = [sys.executable, "-c", script, *map(str, arguments)]
     killed = subprocess.run(command, check=False, capture_output=True, timeout=300)
@@ -129,7 +146,47 @@ def test_a_training_run_that_was_killed_resumes_to_the_same_weights(tmp_path):
     resumed = load_file(tmp_path / "cut" / "weights.safetensors")
     assert resumed.keys() == whole.keys()
     assert all(np.array_equal(resumed[n].view(np.uint32), whole[n].view(np.uint32)) for n in whole)
-    assert not (tmp_path / "cut" / "checkpoint").exists()
+    assert sorted(os.listdir(tmp_path / "cut")) == sorted(os.listdir(tmp_path / "whole"))
+
+
+def test_a_run_resumes_on_its_own_workload_alone(tmp_path, capsys):
+    common = [
+        "--scale",
+        "1e-5",
+        "--steps",
+        "6",
+        "--noise-multiplier",
+        "1",
+        "--batch-size",
+        "64",
+        "--seed",
+        "3",
+        "--quiet",
+    ]
+    folder = tmp_path / "cut"
+    script = (
+        "import sys, os, samelaw.cli.train as train; from samelaw.cli.main import main\n"
+        "save = train.LazyTrainer.save_checkpoint\n"
+        "train.LazyTrainer.save_checkpoint = lambda self, path: (save(self, path), os._exit(9))\n"
+        "main(sys.argv[1:])\n"
+    )
+    arguments = ["train", "zipf", *common, "--checkpoint-every", "3", "--out", str(folder)]
+    assert subprocess.run([sys.executable, "-c", script, *arguments], check=False, timeout=600).returncode == 9
+    assert run("train", "uniform", *common, "--out", folder, "--resume") == 2
+    assert "has workload 'zipf', not 'uniform'" in capsys.readouterr().err
+
+
+def test_a_key_is_never_used_for_a_second_run(tmp_path, capsys):
+    key = tmp_path / "run.key"
+    NoiseKey.from_seed(1).save(key)
+    assert run_here("train", *ZIPF, "--steps", "5", "--key-file", key, "--out", tmp_path / "second") == 2
+    assert "two runs with one key share their noise" in capsys.readouterr().err
+    assert not (tmp_path / "second").exists()
+
+
+def test_what_is_private_is_for_its_owner_alone(trained):
+    assert (trained / "ledger.jsonl").stat().st_mode & 0o777 == 0o600
+    assert (trained / "weights.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize(
@@ -144,12 +201,21 @@ def test_a_training_run_that_was_killed_resumes_to_the_same_weights(tmp_path):
         (["train", *ZIPF, "--steps", "5", "--epochs", "1"], "exclude each other"),
         (["train", *ZIPF, "--resume"], "--resume needs --out"),
         (["train", *ZIPF, "--steps", "5", "--checkpoint-every", "2"], "--checkpoint-every needs --key-file"),
-        (["train", *ZIPF, "--noise-multiplier", "-1"], "noise_multiplier must be"),
+        (["train", *ZIPF, "--noise-multiplier", "0"], "--noise-multiplier must be finite and > 0"),
+        (["train", *ZIPF, "--target-epsilon", "0"], "--target-epsilon must be finite and > 0"),
+        (["train", *ZIPF, "--epochs", "nan"], "--epochs must be finite and > 0"),
+        (["train", *ZIPF, "--learning-rate", "inf"], "--learning-rate must be finite and > 0"),
+        (["train", *ZIPF, "--dim", "0"], "--dim must be >= 1"),
+        (["train", *ZIPF, "--seed", str(1 << 64)], "--seed must be >= 0 and below 2^63"),
+        (["train", *ZIPF, "--checkpoint-every", "-1"], "--checkpoint-every must be >= 0"),
+        (["train", *ZIPF, "--key-file", "nowhere/run.key"], "there is no folder nowhere"),
+        (["train", *ZIPF, "--resume", "--out", "nowhere", "--seed", "1"], "there is no checkpoint in nowhere"),
     ],
 )
 def test_bad_input_exits_with_2_and_says_what_to_do(arguments, said, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run(*arguments) == 2
+    assert run_here(*arguments) == 2
+    assert not any(tmp_path.iterdir())
     assert said in capsys.readouterr().err
 
 
@@ -167,5 +233,5 @@ def test_cuda_without_a_device_is_bad_input(tmp_path, capsys):
 
 
 def test_workloads_lists_what_there_is(capsys):
-    assert run("workloads") == 0
+    assert run_here("workloads") == 0
     assert "movielens-100k" in capsys.readouterr().out
