@@ -38,5 +38,7 @@ def test_batch(workload: Workload, largest: int) -> Batch:
 
 
 def check_positive(name: str, value: int | None, *, least: int) -> None:
-    if value is not None and not least <= value < 1 << 63:
-        raise InputError(f"{name} must be >= {least} and below 2^63, got {value}")
+    if value is not None and value < least:
+        raise InputError(f"{name} must be >= {least}, got {value}")
+    if value is not None and value >= 1 << 63:
+        raise InputError(f"{name} must be below 2^63, got {value}")

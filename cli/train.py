@@ -46,9 +46,9 @@ def run_train(options: argparse.Namespace) -> int:
         raise InputError("--resume needs --out (the folder with the checkpoint) and --key-file (the run's key)")
     if options.seed is not None and options.key_file is not None:
         raise InputError("--seed and --key-file exclude each other: a run has one key")
+    _check(options)
     if options.checkpoint_every and options.key_file is None and options.seed is None:
         raise InputError("--checkpoint-every needs --key-file: a checkpoint never holds the key, and resuming needs it")
-    _check(options)
     workload = load_workload(options, say=_say)
     examples = len(workload.train)
     plan = plan_of(options, examples)
