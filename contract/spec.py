@@ -113,7 +113,8 @@ class ExecutionOptions:
         threads: worker threads of the CPU kernels; 0 keeps the current setting.
         look_ahead: settle the next batch's rows together with this batch's update when it has been announced.
         settle_chunk: rows settled per kernel call at release; bounds the extra memory.
-        check_mixing: on the first batch, check that no example's loss depends on another example.
+        check_mixing: on the first batch, check that no example's loss has a gradient in another example's reads or
+            layer outputs (mixing that carries no gradient is not seen: docs/sharp-edges.md).
     """
 
     threads: int = 0
