@@ -12,8 +12,13 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor, nn
 
-from samelaw.contract.errors import InputError, PrivacyError, ResumeError, UnsettledReleaseError
-from samelaw.contract.ledger import Ledger
+from samelaw.contract.errors import (
+    InputError,
+    PrivacyError,
+    ResumeError,
+    UnsettledReleaseError,
+    UnsupportedLayerError,
+)from samelaw.contract.ledger import Ledger
 from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
 from samelaw.contract.run import Release, Transcript
 from samelaw.contract.spec import ExecutionOptions, PrivacySpec
