@@ -18,7 +18,8 @@ from samelaw.contract.errors import (
     ResumeError,
     UnsettledReleaseError,
     UnsupportedLayerError,
-)from samelaw.contract.ledger import Ledger
+)
+from samelaw.contract.ledger import Ledger
 from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
 from samelaw.contract.run import Release, Transcript
 from samelaw.contract.spec import ExecutionOptions, PrivacySpec
