@@ -176,6 +176,14 @@ def test_a_sum_beyond_2_53_is_rounded_once_on_its_way_to_float32():
     assert -table.item() == float(once) * 2.0**EXPONENT
 
 
+@pytest.mark.parametrize("last", [[], [4], [4, 2]])
+def test_bags_of_at_most_one_id_agree_and_so_does_the_first_bag_of_two(last):
+    rng = np.random.default_rng(9)
+    lookup = lookup_of([[3], [], [3], [1], last], range(5))
+    pooled = [rng.standard_normal((5, 17)).astype(np.float32)]
+    assert_table_is_the_definition([lookup], pooled, 5, 5, rng)
+
+
 def test_empty_calls_change_nothing():
     nothing = lookup_of([], [])
     empties = lookup_of([[], []], [0, 1], pooling=Pooling.MEAN)

@@ -58,15 +58,15 @@ class CpuKernels:
             raise InputError(
                 f"until must be in 0..{largest} for a history of {history.dtype}, got {until}: longer runs need int64"
             )
-        found = torch.empty(2 * size, dtype=torch.int64)
-        count = take_due(paid, wanted, until, found.numpy())
+        found = np.empty(2 * size, np.int64)
+        count = take_due(paid, wanted, until, found)
         if count < 0:
             bad = int(np.flatnonzero((wanted < 0) | (wanted >= paid.shape[0]))[0])
             raise InputError(
                 f"ids[{bad}] must be in 0..{paid.shape[0] - 1}, got {int(wanted[bad])}: "
                 f"the table has {paid.shape[0]} rows"
             )
-        return found[:count], found[size : size + count]
+        return torch.from_numpy(found[:count]), torch.from_numpy(found[size : size + count])
 
     def settle(self, weights: Tensor, rows: Tensor, since: Tensor, until: int, plan: NoisePlan) -> None:
         table = array("weights", weights, torch.float32, 2)

@@ -15,7 +15,15 @@ from torch import Tensor
 from samelaw.contract.errors import InputError
 from samelaw.contract.noise import ROW_BITS
 from samelaw.contract.trace import Pooling
-from samelaw.fast.cpu.bags import BAD_ENDS, SOUND, count_multiplicities, group_by_row, inspect_call, table_size
+from samelaw.fast.cpu.bags import (
+    BAD_ENDS,
+    SOUND,
+    copy_single_ids,
+    count_multiplicities,
+    group_by_row,
+    inspect_call,
+    table_size,
+)
 from samelaw.fast.cpu.checks import array
 from samelaw.fast.cpu.clipping import first_bags
 from samelaw.fast.cpu.compiled import Team
@@ -121,10 +129,12 @@ class Bags:
             raise InputError(f"a batch may hold 2^30 ids a table, got {size}: use a smaller sampling rate")
         rows, multiplicity = np.empty(size, np.int64), np.empty(size, np.float64)
         distinct = np.empty(means.shape[0], np.int64)
-        team.run(
-            10 * size, count_multiplicities, joined.ids, joined.offsets, joined.weights, rows, multiplicity,
-            distinct, _BAGS_A_CHUNK,
-        )  # fmt: skip
+        single = joined.weights.shape[0] == 0 and size <= distinct.shape[0]
+        if not (single and copy_single_ids(joined.ids, joined.offsets, rows, multiplicity, distinct)):
+            team.run(
+                10 * size, count_multiplicities, joined.ids, joined.offsets, joined.weights, rows, multiplicity,
+                distinct, _BAGS_A_CHUNK,
+            )  # fmt: skip
         return cls(
             joined.offsets.copy(), joined.example_of_bag.copy(), means, order, rows, multiplicity, distinct,
             joined.largest_id, joined.examples,

@@ -60,9 +60,9 @@ class Team:
 
     def run(self, nanoseconds: int, compiled: Callable[..., Any], *arguments: object) -> Any:
         """Run a kernel of about so much work: on one thread where waking the others would cost more than it saves."""
-        present = get_num_threads()
-        wanted = (self.threads or present) if nanoseconds > _WORTH_WAKING else 1
+        wanted = self.threads if nanoseconds > _WORTH_WAKING else 1
         with _ONE_AT_A_TIME:
+            present = get_num_threads() if wanted else 0
             if wanted == present:
                 return compiled(*arguments)
             set_num_threads(wanted)
