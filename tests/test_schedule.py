@@ -155,8 +155,8 @@ def test_a_rate_that_depends_on_more_than_the_step_is_refused():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Schedule.constant(0.1, steps=0), "steps must be in"),
-        (lambda: Schedule.constant(0.1, steps=LARGEST_STEPS + 1), "steps must be in"),
+        (lambda: Schedule.constant(0.1, steps=0), "steps must be a whole number in"),
+        (lambda: Schedule.constant(0.1, steps=LARGEST_STEPS + 1), "steps must be a whole number in"),
         (lambda: Schedule.constant(0.0, steps=5), "at least one must be > 0"),
         (lambda: Schedule.constant(-0.1, steps=5), "finite and >= 0"),
         (lambda: Schedule.constant(math.nan, steps=5), "finite and >= 0"),
