@@ -23,10 +23,10 @@ class DenseCall:
 
 
 def weighted(
-    gradient: Tensor, shares: Float32[Tensor, "examples"], void: Bool[Tensor, "examples"] | None
+    value: Tensor, shares: Float32[Tensor, "examples"], void: Bool[Tensor, "examples"] | None
 ) -> Float32[Tensor, "..."]:
-    """Each example's output gradient times its share; zeros for examples in `void`, whatever they hold."""
-    scaled = gradient.to(torch.float32) * shares.view(-1, *[1] * (gradient.dim() - 1))
+    """Each example's part of `value` times its share; zeros for examples in `void`, whatever they hold."""
+    scaled = value.to(torch.float32) * shares.view(-1, *[1] * (value.dim() - 1))
     return scaled if void is None else cleared(scaled, void)
 
 

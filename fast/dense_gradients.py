@@ -80,14 +80,13 @@ class DenseGradients:
         zero = factors == 0
         void = zero if bool(zero.any()) else None
         sums: dict[str, Tensor] = {}
-        scaled: dict[int, Tensor] = {}
         for name, uses in self._weights.items():
             for use in uses:
-                inputs = cleared(use.inputs.to(torch.float32), void).flatten(0, 1)
-                _add(sums, name, _weighted_use(use, shares, void, scaled).t() @ inputs)
+                _add(sums, name, _weight_sum(use, shares, void))
         for name, uses in self._biases.items():
             for use in uses:
-                _add(sums, name, _weighted_use(use, shares, void, scaled).sum(0))
+                gradient = cleared(use.gradient.to(torch.float32), void)
+                _add(sums, name, shares @ (gradient[:, 0] if gradient.shape[1] == 1 else gradient.sum(1)))
         for call in self.general:
             for name, gradient in weighted_gradients(call, shares, void).items():
                 _add(sums, name, gradient)
@@ -159,9 +158,12 @@ def _cancellation(positions: int, width: int) -> float:
 
 
 def _squares(x: Tensor) -> Float64[Tensor, "..."]:
-    """Sum of squares over the last axis, in float64, where a float32 square is exact."""
-    wide = x.to(torch.float64)
-    return (wide * wide).sum(-1)
+    """Sum of squares over the last axis in float64, without a float64 copy of x.
+
+    A float32 square is exact in float64; the root and the square of it add two roundings.
+    """
+    norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    return norms * norms
 
 
 def _gradient_squares(use: _LinearUse, known: dict[int, Tensor]) -> Float64[Tensor, "examples"]:
@@ -171,16 +173,15 @@ def _gradient_squares(use: _LinearUse, known: dict[int, Tensor]) -> Float64[Tens
     return known[id(use)]
 
 
-def _weighted_use(
-    use: _LinearUse,
-    shares: Float32[Tensor, "examples"],
-    void: Bool[Tensor, "examples"] | None,
-    known: dict[int, Tensor],
-) -> Float32[Tensor, "rows out"]:
-    """f * d as a matrix, computed once for the weight and the bias of a call."""
-    if id(use) not in known:
-        known[id(use)] = weighted(use.gradient, shares, void).flatten(0, 1)
-    return known[id(use)]
+def _weight_sum(
+    use: _LinearUse, shares: Float32[Tensor, "examples"], void: Bool[Tensor, "examples"] | None
+) -> Float32[Tensor, "out in"]:
+    """(f d)^T a, or d^T (f a) where a is the narrower: one matrix product."""
+    if use.inputs.shape[-1] < use.gradient.shape[-1]:
+        inputs, gradient = weighted(use.inputs, shares, void), cleared(use.gradient.to(torch.float32), void)
+    else:
+        inputs, gradient = cleared(use.inputs.to(torch.float32), void), weighted(use.gradient, shares, void)
+    return gradient.flatten(0, 1).t() @ inputs.flatten(0, 1)
 
 
 def _chunk(numbers: int) -> int:

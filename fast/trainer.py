@@ -107,6 +107,7 @@ class LazyTrainer:
         self.kernels = kernels or _cpu_kernels(self.options)
         check_device(self._groups, model, self.device)
         self.stream = NoiseStream(key, spec.rounds)
+        _start_threads(self.kernels, self.stream)
         self.step_index = 0
         self._drawn: dict[int, Int64[np.ndarray, "drawn"]] = {}
         self._announced: dict[str, Tensor] = {}
@@ -589,6 +590,18 @@ def _cpu_kernels(options: ExecutionOptions) -> Kernels:
     from samelaw.fast.cpu import CpuKernels  # numba is slow to import, and a GPU run never needs it
 
     return CpuKernels(options.threads)
+
+
+def _start_threads(kernels: Kernels, stream: NoiseStream) -> None:
+    """Let a backend start its threads now, and put torch's number of threads back.
+
+    numba's OpenMP layer sets the number for the whole process when it starts. Were that to happen in the middle of the
+    first step, torch would sum in another order from there on, and losses and dense weights would not be
+    reproducible.
+    """
+    before = torch.get_num_threads()
+    kernels.poisson_sample(stream, 0, 0.5, 1)
+    torch.set_num_threads(before)
 
 
 def _mean(losses: Tensor) -> float:

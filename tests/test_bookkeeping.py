@@ -185,8 +185,9 @@ def test_norms_and_clipped_sums_are_those_of_autograd(name: str) -> None:
     assert list(book.parameters) == sorted(gradients)
     squares = sum(g.flatten(1).square().sum(1) for g in gradients.values())
     assert isinstance(squares, Tensor)
-    # The norm is an upper bound. What it adds for cancellation is below 2^-40 of sum |a|^2|d|^2, here below 2^24.
-    assert bool((found.dense_square_norms >= squares).all())
+    # An upper bound, but for the few float64 roundings that the clip factor's margin covers. What it adds for
+    # cancellation is below 2^-40 of sum |a|^2|d|^2, here below 2^24.
+    assert bool((found.dense_square_norms >= squares * (1 - 2.0**-49)).all())
     assert bool((found.dense_square_norms <= squares * (1 + 2.0**-50) + 2.0**-16).all())
     sums = book.clipped_sums(found, FACTORS)
     for parameter, gradient in gradients.items():

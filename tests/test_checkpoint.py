@@ -37,11 +37,11 @@ STEPS, EXAMPLES = 14, 10
 def _one_thread() -> Iterator[None]:
     """Tiny arrays only wait for a second thread; and both halves of a resumed run need the same number."""
     before = torch.get_num_threads(), numba.get_num_threads()
+    numba.set_num_threads(1)  # first: it may set torch's number too
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     yield
-    torch.set_num_threads(before[0])
     numba.set_num_threads(before[1])
+    torch.set_num_threads(before[0])
 
 
 class Net(nn.Module):
@@ -464,7 +464,8 @@ def killed_and_resumed(folder: Path, kills: int) -> None:
                 struck, struck_here = struck + 1, struck_here + 1
             else:
                 assert status == 0
-                assert (run / "released").read_bytes() == expected
+                if not (run / "over").exists():
+                    assert (run / "released").read_bytes() == expected
                 assert len(spent(read_ledger(run / "ledger.jsonl")).steps) == STEPS
                 run_number, struck_here = run_number + 1, 0
     finally:

@@ -15,11 +15,11 @@ import torch
 def _one_thread() -> Iterator[None]:
     """Small batches only wait for a second thread."""
     before = torch.get_num_threads(), numba.get_num_threads()
+    numba.set_num_threads(1)  # first: it may set torch's number too
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     yield
-    torch.set_num_threads(before[0])
     numba.set_num_threads(before[1])
+    torch.set_num_threads(before[0])
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "training.md"

@@ -35,11 +35,11 @@ LARGEST_OWN = 30 * 20**2 * DIM * 9
 def _one_thread() -> Iterator[None]:
     """Tiny arrays only wait for a second thread."""
     before = torch.get_num_threads(), numba.get_num_threads()
+    numba.set_num_threads(1)  # first: it may set torch's number too
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     yield
-    torch.set_num_threads(before[0])
     numba.set_num_threads(before[1])
+    torch.set_num_threads(before[0])
 
 
 @dataclass

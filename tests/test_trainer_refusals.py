@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -651,6 +653,22 @@ class TestTheModelMeanwhile:
             assert torch.equal(weights, make())
             trainer.release()
             assert net.table.weight.data_ptr() == weights.data_ptr()
+
+    def test_torch_keeps_its_number_of_threads(self) -> None:
+        script = (
+            "import torch; torch.set_num_threads(1)\n"
+            "from samelaw.contract.noise import NoiseKey\n"
+            "from samelaw.contract.schedule import Schedule\n"
+            "from samelaw.contract.spec import PrivacySpec\n"
+            "from samelaw.fast.trainer import LazyTrainer\n"
+            "spec = PrivacySpec(1.0, 1.0, 1.0, 4.0, 1e-5, Schedule.constant(0.1, steps=2))\n"
+            "net = torch.nn.Sequential(torch.nn.EmbeddingBag(50000, 64, mode='sum'))\n"
+            "trainer = LazyTrainer(net, spec, NoiseKey.from_seed(0), examples=50000)\n"
+            "trainer.step(net(torch.arange(50000)[:, None]).sum(1))\n"
+            "trainer.release()\n"
+            "assert torch.get_num_threads() == 1, torch.get_num_threads()\n"
+        )
+        subprocess.run([sys.executable, "-c", script], check=True)
 
     def test_long_runs_keep_their_history_in_64_bits(self) -> None:
         short, long = ((1 << 31) - 2, torch.int32), ((1 << 31) - 1, torch.int64)

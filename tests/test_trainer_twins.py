@@ -44,11 +44,11 @@ KEY = NoiseKey.from_seed(2024)
 def _one_thread() -> Iterator[None]:
     """Tiny arrays only wait for a second thread. (Both twins need the same number of torch threads in any case.)"""
     before = torch.get_num_threads(), numba.get_num_threads()
+    numba.set_num_threads(1)  # first: it may set torch's number too
     torch.set_num_threads(1)
-    numba.set_num_threads(1)
     yield
-    torch.set_num_threads(before[0])
     numba.set_num_threads(before[1])
+    torch.set_num_threads(before[0])
 
 
 @dataclass(frozen=True)
