@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,18 @@ from samelaw.fast.oracle import TorchOracle
 from samelaw.fast.trainer import LazyTrainer
 from samelaw.reference.dlrm import NumpyDLRM
 from samelaw.reference.reading import read_bags
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Tiny arrays only wait for a second thread."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    numba.set_num_threads(1)  # first: it may set torch's number too
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(before[1])
+    torch.set_num_threads(before[0])
+
 
 FEATURES = (
     Feature("user", "user", 9),
