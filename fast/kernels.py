@@ -7,8 +7,8 @@ docs/arithmetic.md fixes every bit that they return, so they can stand in for on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float32, Float64, Int64, Shaped
@@ -30,6 +30,7 @@ class LookupCall:
         example_of_bag: the example of the batch that each bag belongs to; int64, non-decreasing.
         pooling: how a bag's rows become one vector.
         weights: one float32 weight per id (sum pooling only), or None.
+        notes: what a backend remembers about this call, under its own name; gone with the call.
     """
 
     ids: Int64[Tensor, "ids"]
@@ -37,6 +38,7 @@ class LookupCall:
     example_of_bag: Int64[Tensor, "bags"]
     pooling: Pooling = Pooling.SUM
     weights: Float32[Tensor, "ids"] | None = None
+    notes: dict[str, Any] = field(default_factory=dict[str, Any], init=False)
 
     @property
     def bags(self) -> int:

@@ -16,7 +16,7 @@ from samelaw.contract.errors import InputError
 from samelaw.contract.noise import NoiseStream, Purpose, check_address
 from samelaw.contract.schedule import NoiseClock
 from samelaw.contract.spec import CANCELLATION_MARGIN, Mode
-from samelaw.fast.cpu.batch import BagsOfCalls, CheckedCall
+from samelaw.fast.cpu.batch import CheckedCall, bags_of
 from samelaw.fast.cpu.checks import array
 from samelaw.fast.cpu.clipping import continue_norms
 from samelaw.fast.cpu.compiled import Team
@@ -24,7 +24,7 @@ from samelaw.fast.cpu.draw import draw_normals, join_parts, sample_parts, subtra
 from samelaw.fast.cpu.history import take_due
 from samelaw.fast.cpu.pooling import pool_bags
 from samelaw.fast.cpu.settle import settle_by_bridge, settle_by_draws
-from samelaw.fast.cpu.update import sum_groups, update_groups
+from samelaw.fast.cpu.update import all_in_unit_interval, sum_groups, update_groups
 from samelaw.fast.kernels import LookupCall, NoisePlan
 
 _BAGS_A_CHUNK = 128
@@ -47,7 +47,6 @@ class CpuKernels:
 
     def __init__(self, threads: int = 0) -> None:
         self._team = Team(threads)
-        self._bags = BagsOfCalls(self._team)
         self._plans: WeakKeyDictionary[NoisePlan, _Prepared] = WeakKeyDictionary()
 
     def due_rows(self, history: Tensor, ids: Tensor, until: int) -> tuple[Tensor, Tensor]:
@@ -113,7 +112,7 @@ class CpuKernels:
     def square_norms(self, calls: Sequence[LookupCall], pooled: Sequence[Tensor], start: Tensor) -> Tensor:
         norms = array("start", start, torch.float64, 1).copy()
         if calls:
-            bags = self._bags(calls, pooled, norms.shape[0])
+            bags = bags_of(calls, pooled, norms.shape[0], self._team)
             gradients = bags.gradients(pooled)
             self._team.run(
                 gradients.size // 2, continue_norms, norms, gradients, bags.offsets, bags.means, bags.order,
@@ -126,7 +125,7 @@ class CpuKernels:
         self, calls: Sequence[LookupCall], pooled: Sequence[Tensor], factors: Tensor, exponent: int
     ) -> tuple[Tensor, Tensor]:
         clip = _factors(factors)
-        bags = self._bags(calls, pooled, clip.shape[0])
+        bags = bags_of(calls, pooled, clip.shape[0], self._team)
         gradients, groups = bags.gradients(pooled), bags.groups
         ascending = np.argsort(groups.row)
         sums = np.empty((groups.count, gradients.shape[1]), np.int64)
@@ -147,7 +146,7 @@ class CpuKernels:
         rate: float,
     ) -> None:
         table, clip = array("weights", weights, torch.float32, 2), _factors(factors)
-        bags = self._bags(calls, pooled, clip.shape[0])
+        bags = bags_of(calls, pooled, clip.shape[0], self._team)
         gradients, groups = bags.gradients(pooled), bags.groups
         if gradients.shape[1] != table.shape[1]:
             raise InputError(f"pooled gradients must have the table's {table.shape[1]} columns, got {gradients.shape}")
@@ -251,7 +250,7 @@ def _key(stream: NoiseStream) -> np.ndarray:
 
 def _factors(factors: Tensor) -> np.ndarray:
     values = array("factors", factors, torch.float64, 1)
-    if values.shape[0] and not (values.min() >= 0 and values.max() <= 1):  # NaN fails both
+    if not all_in_unit_interval(values):
         raise InputError("clip factors must be in 0..1: a larger one would exceed the clip norm")
     return values
 

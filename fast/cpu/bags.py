@@ -156,9 +156,10 @@ def group_by_row(rows, offsets, distinct, order, slot_row, slot_group, group_row
 
     An entry is a position of `rows`. Group g's row is group_row[g]; its entries start at first[g] and go on through
     following[] to -1. Rows get their groups in order of first occurrence. `order` lists the bags by example; empty
-    means that they are in order already. slot_group is -1 where a slot is free.
+    means that they are in order already.
     """
     size = int64(slot_row.shape[0])
+    slot_group[:] = -1  # free
     groups = int64(0)
     for k in range(distinct.shape[0]):
         bag = order[k] if order.shape[0] > 0 else int64(k)

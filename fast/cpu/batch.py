@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn
-from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import torch
@@ -31,11 +30,12 @@ from samelaw.fast.kernels import LookupCall
 
 NO_WEIGHTS = np.empty(0, np.float32)
 _IN_ORDER = np.empty(0, np.int64)
+_NOTE, _BAGS_NOTE = "cpu", "cpu bags"
 _LARGEST_BATCH = 1 << 30  # entries are counted in int32
 _BAGS_A_CHUNK = 256
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(repr=False)
 class CheckedCall:
     """A call's arrays, found sound.
 
@@ -56,23 +56,32 @@ class CheckedCall:
 
     @classmethod
     def of(cls, call: LookupCall, rows: int) -> CheckedCall:
-        """Check the call against a table of `rows` rows.
+        """Check the call against a table of `rows` rows. The arrays are noted on the call, the check is made anew.
 
         Raises:
             InputError: offsets, examples, weights or ids are not as LookupCall describes them.
         """
-        ids = array("ids", call.ids, torch.int64, 1)
-        offsets = array("offsets", call.offsets, torch.int64, 1)
-        owners = array("example_of_bag", call.example_of_bag, torch.int64, 1)
-        mean, weights = call.pooling is Pooling.MEAN, NO_WEIGHTS
-        if call.weights is not None:
-            weights = array("weights", call.weights, torch.float32, 1)
-            if mean or weights.shape != ids.shape:
-                raise InputError(f"weights need sum pooling and one weight per id, got {weights.size} in {call!r}")
+        noted: tuple[np.ndarray, ...] | None = call.notes.get(_NOTE)
+        if noted is None:
+            noted = call.notes[_NOTE] = _arrays(call)
+        ids, offsets, owners, weights = noted
         fault, largest_id, largest_example = inspect_call(ids, offsets, owners, rows)
         if fault != SOUND:
             _refuse(call, ids, fault, rows)
-        return cls(ids, offsets, owners, weights, mean, largest_id, largest_example + 1)
+        return cls(ids, offsets, owners, weights, call.pooling is Pooling.MEAN, largest_id, largest_example + 1)
+
+
+def _arrays(call: LookupCall) -> tuple[np.ndarray, ...]:
+    """ids, offsets, example_of_bag and weights (none: empty): the memory of the tensors."""
+    ids = array("ids", call.ids, torch.int64, 1)
+    offsets = array("offsets", call.offsets, torch.int64, 1)
+    owners = array("example_of_bag", call.example_of_bag, torch.int64, 1)
+    if call.weights is None:
+        return ids, offsets, owners, NO_WEIGHTS
+    weights = array("weights", call.weights, torch.float32, 1)
+    if call.pooling is Pooling.MEAN or weights.shape != ids.shape:
+        raise InputError(f"weights need sum pooling and one weight per id, got {weights.size} in {call!r}")
+    return ids, offsets, owners, weights
 
 
 def _refuse(call: LookupCall, ids: np.ndarray, fault: int, rows: int) -> NoReturn:
@@ -87,7 +96,7 @@ def _refuse(call: LookupCall, ids: np.ndarray, fault: int, rows: int) -> NoRetur
     raise InputError(f"ids[{place}] must be in 0..{rows - 1}, got {int(ids[place])}: the table has {rows} rows")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(repr=False)
 class Bags:
     """The bags of all calls of one table, in call order, with the distinct rows of each. Owns its memory.
 
@@ -120,7 +129,8 @@ class Bags:
         """
         checked = [CheckedCall.of(call, 1 << ROW_BITS) for call in calls]
         joined, order = checked[0], _IN_ORDER
-        means = np.full(joined.example_of_bag.shape[0], joined.mean)
+        means = np.zeros(joined.example_of_bag.shape[0], np.bool_)
+        means[:] = joined.mean
         if len(checked) > 1:
             joined, means = _joined(checked)
             order = np.argsort(joined.example_of_bag, kind="stable")
@@ -179,7 +189,7 @@ class Bags:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(repr=False)
 class Groups:
     """See `group_by_row`."""
 
@@ -190,39 +200,30 @@ class Groups:
     bag_of_entry: np.ndarray
 
 
-class BagsOfCalls:
-    """Remembers the bags of calls for as long as the calls live: clipping and update ask for the same ones."""
+def bags_of(calls: Sequence[LookupCall], pooled: Sequence[Tensor], examples: int, team: Team) -> Bags:
+    """The bags of `calls`, whose examples are 0..examples-1: noted on the first call, for whoever asks next.
 
-    def __init__(self, team: Team) -> None:
-        self._team = team
-        self._known: WeakKeyDictionary[LookupCall, tuple[object, Bags]] = WeakKeyDictionary()
-
-    def __call__(self, calls: Sequence[LookupCall], pooled: Sequence[Tensor], examples: int) -> Bags:
-        """The bags of `calls`, whose examples are 0..examples-1.
-
-        Raises:
-            InputError: as `Bags.of`; or an example is out of range; or there is not one gradient per call.
-        """
-        if not calls or len(calls) != len(pooled):
-            raise InputError(f"one pooled gradient per call is needed, got {len(calls)} calls, {len(pooled)} gradients")
-        # An in-place change of a tensor raises its version, and makes what was remembered stale.
-        identity = [(ref(call), *map(_version, _tensors(call))) for call in calls]
-        known = self._known.get(calls[0])
-        if known is None or known[0] != identity:
-            known = self._known[calls[0]] = identity, Bags.of(calls, self._team)
-        bags = known[1]
-        if bags.examples > examples:
-            raise InputError(f"example_of_bag must stay in 0..{examples - 1}, got {bags.examples - 1}")
-        return bags
+    Raises:
+        InputError: as `Bags.of`; or an example is out of range; or there is not one gradient per call.
+    """
+    if not calls or len(calls) != len(pooled):
+        raise InputError(f"one pooled gradient per call is needed, got {len(calls)} calls, {len(pooled)} gradients")
+    # An in-place change of a tensor raises its version, and makes what was noted stale. Holding on to the other calls
+    # keeps their ids from being used again; holding on to the first one would be a cycle.
+    state = [item for call in calls for item in _state(call)]
+    noted: tuple[list[int], Sequence[LookupCall], Bags] | None = calls[0].notes.get(_BAGS_NOTE)
+    if noted is None or noted[0] != state:
+        noted = calls[0].notes[_BAGS_NOTE] = state, tuple(calls[1:]), Bags.of(calls, team)
+    bags = noted[2]
+    if bags.examples > examples:
+        raise InputError(f"example_of_bag must stay in 0..{examples - 1}, got {bags.examples - 1}")
+    return bags
 
 
-def _tensors(call: LookupCall) -> list[Tensor]:
-    fixed = [call.ids, call.offsets, call.example_of_bag]
-    return fixed if call.weights is None else [*fixed, call.weights]
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _state(call: LookupCall) -> tuple[int, ...]:
+    """Changes when the call does; two calls that live at once never have the same."""
+    tensors = (call.ids, call.offsets, call.example_of_bag, call.weights)
+    return id(call), *(-1 if t is None or t.is_inference() else t._version for t in tensors)
 
 
 def _joined(calls: Sequence[CheckedCall]) -> tuple[CheckedCall, np.ndarray]:

@@ -16,6 +16,15 @@ from samelaw.fast.cpu.settle import prefetch_row
 _AHEAD = 8  # groups between the prefetch of a row and its update
 
 
+@kernel()
+def all_in_unit_interval(factors):
+    """Whether every clip factor lies in 0..1; NaN does not."""
+    sound = True
+    for i in range(factors.shape[0]):
+        sound &= (factors[i] >= 0.0) & (factors[i] <= 1.0)
+    return sound
+
+
 @inline
 def add_contributions(entry, following, bag_of_entry, multiplicity, bags, gradients, factors, to_grid, x, total):
     """Add to `total` the integer contributions of one row's entries; `x` is scratch for one example's gradient."""
@@ -87,10 +96,18 @@ def update_groups(
         for group in range(part * chunk, min((part + 1) * chunk, count)):
             if group + _AHEAD < count:
                 prefetch_row(weights, group_row[group + _AHEAD], dim)
+            row, entry = weights[group_row[group]], int64(first[group])
+            if following[entry] < 0:  # one bag touches the row: no sum to keep
+                offsets, example_of_bag, means = bags
+                bag, m = int64(bag_of_entry[entry]), multiplicity[entry]
+                factor, gradient = factors[example_of_bag[bag]], gradients[bag]
+                if factor != 0.0 and divisor(offsets, means, bag) == 1.0:
+                    scale = factor * to_grid
+                    for j in range(dim):
+                        contribution = int64((m * float64(gradient[j])) * scale)
+                        row[j] = row[j] - rate * float32(float64(float32(contribution)) * unit)
+                    continue
             total[:] = 0
-            entry = int64(first[group])
             add_contributions(entry, following, bag_of_entry, multiplicity, bags, gradients, factors, to_grid, x, total)
-            row = weights[group_row[group]]
             for j in range(dim):
-                gradient = float32(float64(float32(total[j])) * unit)
-                row[j] = row[j] - rate * gradient
+                row[j] = row[j] - rate * float32(float64(float32(total[j])) * unit)
