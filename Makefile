@@ -10,6 +10,7 @@ DEPENDENCIES := $(VENV)/.dependencies
 PACKAGE := $(VENV)/.package
 VERIFY ?=
 PYTEST ?=
+WORKERS ?= auto
 
 .PHONY: help verify test test-slow test-gpu check docs golden benchmarks train clean
 
@@ -41,7 +42,7 @@ verify: $(PACKAGE)
 	$(BIN)/samelaw verify $(VERIFY)
 
 test: $(PACKAGE)
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --dist loadfile $(PYTEST)
 
 test-slow: $(PACKAGE)
 	$(BIN)/python -m pytest -m "slow" --timeout 3600 $(PYTEST)

@@ -360,7 +360,7 @@ def report(record: dict[str, Any]) -> Iterator[str]:
 
 
 def judged(record: dict[str, Any]) -> dict[str, tuple[float, float, bool]]:
-    """The issue's targets, where they were measured."""
+    """The goals of docs/performance.md, where they were measured."""
     found: dict[str, tuple[float, float, bool]] = {}
     for case in record.get("cases", []):
         if case["rows"] == 1 << 22 and case["pooling"] == 1:

@@ -205,7 +205,12 @@ def _plots(evidence: Sequence[Evidence], series: Mapping[str, Any]) -> str:
         add(
             plots.utility(runs),
             "Held-out AUC and loss as training goes on."
-            + (" Rings: the textbook trainer; line: the fast one. In replay mode they coincide." if twins else ""),
+            + (
+                " Rings: the textbook trainer; line: the fast one. In replay mode they coincide. The run is short and "
+                "noisy: made to be compared, not to predict well."
+                if twins
+                else ""
+            ),
         )
     delays = _delays(law, series)
     if delays is not None:
