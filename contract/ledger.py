@@ -8,12 +8,14 @@ The ledger holds batch sizes as drawn, which are sensitive: it belongs to the ru
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import TextIOWrapper
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +55,26 @@ class Entry:
 class Ledger:
     """Append-only record of a run, in memory and, when `path` is given, on disk.
 
-    Every append is flushed to the operating system, so a killed process loses no entry; `sync` also asks the disk.
+    Every append is handed to the operating system whole or not at all, so a killed process loses no entry and a full
+    disk leaves no part of one; `sync` also asks the disk. While a ledger is open, its file is locked: two processes
+    that continue one run would spend twice.
+
+    Raises:
+        LedgerError: the file exists (to go on with it is `reopen`).
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
         self.entries: list[Entry] = []
-        self._file: TextIOWrapper | None = None
+        self._file: FileIO | None = None
         if self.path is not None:
             if self.path.exists():
                 raise LedgerError(
                     f"{self.path} exists; a ledger is never overwritten. "
                     "Resume with Ledger.reopen or choose another folder"
                 )
-            self._file = os.fdopen(
-                os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-            )
+            self._file = FileIO(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w")
+            _lock(self._file, self.path)
 
     @classmethod
     def reopen(cls, path: str | Path) -> Ledger:
@@ -76,21 +82,34 @@ class Ledger:
 
         A last line that was cut by a crash (no newline, not valid JSON) is dropped from the file: it was never
         acknowledged. Anything else that does not verify is an error.
+
+        Raises:
+            LedgerError: not there, not whole, or open elsewhere.
         """
         ledger = cls()
         ledger.path = Path(path)
         try:
-            whole, newline, torn = ledger.path.read_bytes().rpartition(b"\n")
-            text = (whole + newline).decode("utf-8", errors="strict")
-        except (OSError, UnicodeDecodeError) as cause:
+            handle = FileIO(os.open(ledger.path, os.O_RDWR), "r+")
+        except OSError as cause:
             raise LedgerError(f"cannot read the ledger {path}: {cause}") from cause
-        ledger.entries = list(verify_lines(text, where=str(path)))
-        if not ledger.entries:
-            raise LedgerError(f"{path} holds no whole ledger entry; there is no run to resume, and it is left as it is")
-        handle = ledger.path.open("r+", encoding="utf-8")
-        if torn:
-            handle.truncate(len(whole) + len(newline))
-        handle.seek(0, os.SEEK_END)
+        try:
+            _lock(handle, ledger.path)
+            whole, newline, torn = handle.readall().rpartition(b"\n")
+            text = (whole + newline).decode("utf-8", errors="strict")
+            ledger.entries = list(verify_lines(text, where=str(path)))
+            if not ledger.entries:
+                raise LedgerError(
+                    f"{path} holds no whole ledger entry; there is no run to resume, and it is left as it is"
+                )
+            if torn:
+                handle.truncate(len(whole) + len(newline))
+            handle.seek(0, os.SEEK_END)
+        except (OSError, UnicodeDecodeError) as cause:
+            handle.close()
+            raise LedgerError(f"cannot read the ledger {path}: {cause}") from cause
+        except LedgerError:
+            handle.close()
+            raise
         ledger._file = handle
         return ledger
 
@@ -100,19 +119,34 @@ class Ledger:
         return self.entries[-1].hash if self.entries else GENESIS
 
     def append(self, event: str, data: dict[str, Any]) -> Entry:
+        """Add an entry.
+
+        Raises:
+            LedgerError: no such event; or the ledger was closed.
+            OSError: it could not be written; file and ledger are as they were.
+        """
         if event not in EVENTS:
             raise LedgerError(f"event must be one of {EVENTS}, got {event!r}")
+        if self.path is not None and self._file is None:
+            raise LedgerError(f"{self.path} has been closed; go on with Ledger.reopen")
         entry = Entry.make(len(self.entries), self.head, event, data)
-        if self._file is not None:
-            self._file.write(entry.line() + "\n")
-            self._file.flush()
-        self.entries.append(entry)
+        line = (entry.line() + "\n").encode()
+        end = 0 if self._file is None else self._file.tell()
+        try:
+            self.entries.append(entry)
+            while self._file is not None and line:
+                line = line[self._file.write(line) :]
+        except BaseException:  # a full disk, or Ctrl-C: take it back, here and there
+            del self.entries[entry.seq :]
+            if self._file is not None:
+                self._file.truncate(end)
+                self._file.seek(end)
+            raise
         return entry
 
     def sync(self) -> None:
         """Force the file to disk: before a checkpoint or a release refers to an entry."""
         if self._file is not None:
-            self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -120,6 +154,19 @@ class Ledger:
             self.sync()
             self._file.close()
             self._file = None
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    """Hold the file until it is closed or the process ends. File systems without locks are left unlocked."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as cause:
+        raise LedgerError(
+            f"{path} is open elsewhere, and two writers would break its chain; end the other run, or close() its ledger"
+        ) from cause
+    except OSError as cause:
+        if cause.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 def read_ledger(path: str | Path) -> list[Entry]:

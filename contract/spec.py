@@ -10,6 +10,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from samelaw.contract.entry import as_count, as_float
 from samelaw.contract.errors import InputError
 from samelaw.contract.schedule import NoiseClock, Schedule
 
@@ -53,6 +54,8 @@ class PrivacySpec:
     adjacency: str = "add_remove"
 
     def __post_init__(self) -> None:
+        for name in ("clip_norm", "noise_multiplier", "sampling_rate", "expected_batch_size", "delta"):
+            object.__setattr__(self, name, as_float(name, getattr(self, name), "PrivacySpec"))
         requirements = (
             ("clip_norm", "finite and > 0", math.isfinite(self.clip_norm) and self.clip_norm > 0),
             (
@@ -121,6 +124,10 @@ class ExecutionOptions:
     look_ahead: bool = True
     settle_chunk: int = 1 << 16
     check_mixing: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("threads", 0), ("settle_chunk", 1)):
+            object.__setattr__(self, name, as_count(name, getattr(self, name), "ExecutionOptions", least=least))
 
 
 def _digest(value: Any) -> str:

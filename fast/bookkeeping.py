@@ -164,6 +164,11 @@ class Book:
         """Whether a training forward pass waits for its step."""
         return self.forward.state is _State.DONE or (self.forward.state is _State.OUTSIDE and bool(self.forward))
 
+    @property
+    def open(self) -> bool:
+        """Whether a training forward pass is under way, or waits for its step."""
+        return self.forward.state is not _State.OUTSIDE or bool(self.forward)
+
     @contextmanager
     def aside(self) -> Generator[None]:
         """A forward pass inside leaves the record, and all that belongs to it, as they were."""

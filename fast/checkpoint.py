@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from samelaw.contract.errors import NoiseKeyError, ResumeError
+from samelaw.contract.errors import NoiseKeyError, ResumeError, UnsupportedLayerError
 
 SCHEMA = "samelaw.checkpoint/1"
 WARNING = "private: unsettled weights and histories; never publish, release() is for that"
@@ -42,6 +42,7 @@ class CheckpointRecord:
         key_commitment: binds the file to the key without holding it.
         ledger_seq, ledger_head: the ledger's last entry when the file was written.
         ledger_lines: the ledger itself, when it has no file of its own; else empty.
+        frozen: digest of the model's frozen parameters, which are not in the file.
     """
 
     step: int
@@ -50,6 +51,35 @@ class CheckpointRecord:
     ledger_seq: int
     ledger_head: str
     ledger_lines: tuple[str, ...]
+    frozen: str
+
+
+def check_storable(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse what a checkpoint could not hold, or could not be read back into.
+
+    Raises:
+        UnsupportedLayerError: a sparse tensor, one whose elements share memory (expanded), or of another type.
+    """
+    for name, tensor in tensors.items():
+        strided = tensor.layout is torch.strided
+        shared = strided and any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.dtype not in _DTYPES or not strided or shared:
+            kind = "expanded" if shared else str(tensor.layout) if not strided else str(tensor.dtype)
+            raise UnsupportedLayerError(
+                f"{name!r} is {kind}, which a checkpoint cannot hold; make it a plain dense tensor of one of "
+                f"{', '.join(sorted(_DTYPES.values()))}, or keep it outside the model"
+            )
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        for part in _parts(tensor):
+            digest.update(_bytes(part))
+    return digest.hexdigest()
 
 
 def write_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], record: CheckpointRecord) -> None:
@@ -103,12 +133,12 @@ class Checkpoint:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as cause:
             raise ResumeError(f"cannot read a checkpoint from {self.path}: {cause!r}") from cause
 
-    def check(self, *, law_digest: str, key_commitment: str, tensors: Mapping[str, Tensor]) -> None:
+    def check(self, *, law_digest: str, key_commitment: str, frozen: str, tensors: Mapping[str, Tensor]) -> None:
         """Refuse a checkpoint of another run.
 
         Raises:
             NoiseKeyError: another key: rows would pay noise from two streams.
-            ResumeError: another law, or another model.
+            ResumeError: another law, or another model (its frozen parameters included).
         """
         if self.record.key_commitment != key_commitment:
             raise NoiseKeyError(
@@ -119,6 +149,12 @@ class Checkpoint:
             raise ResumeError(
                 f"{self.path} was written under another law (digest {self.record.law_digest[:16]}…, this trainer has "
                 f"{law_digest[:16]}…); resume with the PrivacySpec of the run"
+            )
+        if self.record.frozen != frozen:
+            raise ResumeError(
+                f"{self.path} belongs to a model whose frozen parameters have digest {self.record.frozen[:16]}…, this "
+                f"model's have {frozen[:16]}…; they are constants of the model and not in the file: build the model of "
+                "the run (the same weights, or the same seed) before LazyTrainer takes it"
             )
         found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in self._entries.items()}
         wanted = {name: (_DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()}
@@ -167,13 +203,16 @@ def _write(out: IO[bytes], tensors: Mapping[str, Tensor], record: CheckpointReco
     digest = hashlib.sha256(blank)
     for tensor in tensors.values():
         for part in _parts(tensor):
-            if part.numel():
-                raw = part.cpu().contiguous().view(torch.uint8).numpy().data
-                digest.update(raw)
-                out.write(raw)
+            raw = _bytes(part)
+            digest.update(raw)
+            out.write(raw)
     header["__metadata__"]["sha256"] = digest.hexdigest()
     out.seek(0)
     out.write(_encode(header))
+
+
+def _bytes(part: Tensor) -> memoryview:
+    return part.cpu().contiguous().view(torch.uint8).numpy().data if part.numel() else memoryview(b"")
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:

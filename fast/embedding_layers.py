@@ -70,19 +70,10 @@ class TableLayer(nn.Module):
         destination[prefix + "weight"] = self.weight.detach().clone()
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *_: Any, **__: Any) -> None:
-        raise InputError(
-            f"{self.path}: a state_dict cannot be loaded while the trainer owns the tables; load it into the model "
-            "before LazyTrainer takes it, or resume with trainer.load_checkpoint"
-        )
+        _refuse_load(self.path)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TableLayer:
-        probe = torch.zeros(1, device=self._owner.device)
-        moved = fn(probe)
-        if moved.dtype is not probe.dtype or moved.device != probe.device:
-            raise UnsupportedLayerError(
-                f"{self.path}: a table stays float32 on {probe.device} while it is trained; move or cast the model "
-                "before LazyTrainer takes it, or after release()"
-            )
+        _refuse_move(fn, self._owner.device, self.path)
         return self
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -119,19 +110,57 @@ class TableRows(TableLayer):
 
     def __init__(self, path: str, table: str, owner: TableOwner, original: nn.Embedding) -> None:
         super().__init__(path, table, owner, original)
-        padding_row = None
-        if original.padding_idx is not None:
-            row = original.weight.detach()[original.padding_idx].clone()
-            padding_row = row if bool((row != 0).any()) else None
-        # The padding row is a constant of the model. Where it is zero, as torch makes it, an empty bag says the same.
-        self._padding_row = padding_row
+        # The padding row is a constant of the model, read where it lies: a checkpoint may bring another one.
+        self._padding_row: Callable[[], Tensor] = lambda: original.weight.detach()[original.padding_idx]
 
     def forward(self, input: Tensor) -> Tensor:
         call, padded = row_call(input, padding_idx=self.padding_idx, device=self._owner.device, where=self.path)
         rows = self._owner.read(self.table, call, input.shape[0], self.path)
-        if padded is not None and self._padding_row is not None:
-            rows = torch.where(padded[:, None], self._padding_row, rows)
+        if padded is not None:
+            rows = torch.where(padded[:, None], self._padding_row(), rows)
         return rows.view(*input.shape, self.embedding_dim)
+
+
+def guard_model(model: Any, device: torch.device) -> Callable[[], None]:
+    """Refuse to load or cast the whole model before its first layer is touched; returns what lifts the guard.
+
+    The stand-ins refuse too, but only when their turn comes: layers that were registered before them would have changed
+    by then.
+    """
+
+    def refuse(*_: Any) -> NoReturn:
+        _refuse_load("the model")
+
+    loading, move = model.register_load_state_dict_pre_hook(refuse), model._apply
+
+    def checked(fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        _refuse_move(fn, device, "the model")
+        return move(fn, recurse)
+
+    model._apply = checked
+
+    def lift() -> None:
+        loading.remove()
+        vars(model).pop("_apply", None)
+
+    return lift
+
+
+def _refuse_load(where: str) -> NoReturn:
+    raise InputError(
+        f"{where}: a state_dict cannot be loaded while the trainer owns the tables; load it into the model "
+        "before LazyTrainer takes it, or resume with trainer.load_checkpoint"
+    )
+
+
+def _refuse_move(fn: Callable[[Tensor], Tensor], device: torch.device, where: str) -> None:
+    probe = torch.zeros(1, device=device)
+    moved = fn(probe)
+    if moved.dtype is not probe.dtype or moved.device != probe.device:
+        raise UnsupportedLayerError(
+            f"{where}: weights stay float32 on {device} while they are trained; move or cast the model "
+            "before LazyTrainer takes it, or after release()"
+        )
 
 
 def find_tables(model: nn.Module) -> list[TableGroup]:

@@ -50,7 +50,7 @@ def bag_call(
         starts = _starts(ids, offsets, include_last_offset, device, where)
     else:
         raise InputError(f"{where}: ids must be 1-D with offsets, or 2-D; got shape {tuple(ids.shape)}")
-    flat = ids.reshape(-1).to(device=device, dtype=torch.int64)
+    flat = own_copy(ids, device, torch.int64)
     if weights is not None:
         weights = _check_weights(weights, ids, pooling, device, where)
     if padding_idx is not None:
@@ -70,7 +70,7 @@ def row_call(
     _check_ids(ids, where)
     if ids.dim() == 0:
         raise InputError(f"{where}: ids need a leading index that says which example they belong to, got one id")
-    flat = ids.reshape(-1).to(device=device, dtype=torch.int64)
+    flat = own_copy(ids, device, torch.int64)
     examples = torch.arange(ids.shape[0], dtype=torch.int64, device=device)
     if ids.dim() > 1:
         per_example = flat.shape[0] // ids.shape[0] if ids.shape[0] else 0
@@ -81,6 +81,12 @@ def row_call(
     kept, starts, _ = _strip(flat, starts, None, padding_idx, where)
     padded = flat == padding_idx if kept.shape[0] < flat.shape[0] else None
     return LookupCall(kept, starts, examples), padded
+
+
+def own_copy(values: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A flat, contiguous copy: what the caller does to its tensor after the read must not reach the update."""
+    flat = torch.empty(values.numel(), dtype=dtype, device=device)
+    return flat.copy_(values.detach().reshape(-1))
 
 
 def _check_ids(ids: Any, where: str) -> None:
@@ -95,7 +101,7 @@ def _starts(
     """Offsets with the end of the last bag, from 0 to len(ids)."""
     if not isinstance(offsets, Tensor) or offsets.dim() != 1 or offsets.dtype not in _INTEGERS:
         raise InputError(f"{where}: 1-D ids need 1-D integer offsets that say where each bag starts")
-    starts = offsets.to(device=device, dtype=torch.int64)
+    starts = own_copy(offsets, device, torch.int64)
     if not include_last_offset:
         starts = torch.cat([starts, starts.new_tensor([ids.shape[0]])])
     # One question to the device: do the offsets rise from 0 to len(ids)?
@@ -126,7 +132,7 @@ def _check_weights(weights: Tensor, ids: Tensor, pooling: Pooling, device: torch
             f"{where}: per_sample_weights must not require a gradient: the layer that makes them would be trained "
             "through a product that is not clipped. Detach them, or multiply after an unpooled nn.Embedding"
         )
-    return weights.reshape(-1).to(device)
+    return own_copy(weights, device, torch.float32)
 
 
 def _strip(

@@ -12,7 +12,7 @@ from samelaw.contract.errors import ResumeError
 from samelaw.contract.ledger import Ledger, verify_lines
 from samelaw.contract.noise import NoiseStream
 from samelaw.contract.spec import PrivacySpec
-from samelaw.fast.checkpoint import Checkpoint, CheckpointRecord, write_checkpoint
+from samelaw.fast.checkpoint import Checkpoint, CheckpointRecord, check_storable, digest_of, write_checkpoint
 from samelaw.fast.tables import LazyTable
 
 Tables = Mapping[str, LazyTable]
@@ -38,6 +38,7 @@ def save_run(
         ledger_seq=ledger.entries[-1].seq,
         ledger_head=ledger.head,
         ledger_lines=() if ledger.path is not None else tuple(entry.line() for entry in ledger.entries),
+        frozen=_frozen_digest(dense, model),
     )
     write_checkpoint(path, {**_state(tables, dense, model), "random": _random_state(device)}, record)
 
@@ -56,8 +57,14 @@ class SavedRun:
         self._device = _device(tables, dense)
         self._tables, self._random = tables, _random_state(self._device)
         self._state = {**_state(tables, dense, model), "random": self._random}
+        check_storable(self._state)
         self._checkpoint = Checkpoint(path)
-        self._checkpoint.check(law_digest=spec.digest(), key_commitment=stream.key.commitment(), tensors=self._state)
+        self._checkpoint.check(
+            law_digest=spec.digest(),
+            key_commitment=stream.key.commitment(),
+            frozen=_frozen_digest(dense, model),
+            tensors=self._state,
+        )
         self.record = self._checkpoint.record
 
     def reconcile(self, ledger: Ledger) -> None:
@@ -93,6 +100,19 @@ class SavedRun:
             torch.set_rng_state(self._random)
         for table in self._tables.values():
             table.interrupted = False
+
+
+def check_savable(tables: Tables, dense: Dense, model: nn.Module) -> None:
+    """Refuse a model whose state a checkpoint cannot hold, before anything is written.
+
+    Raises:
+        UnsupportedLayerError: see check_storable.
+    """
+    check_storable(_state(tables, dense, model))
+
+
+def _frozen_digest(dense: Dense, model: nn.Module) -> str:
+    return digest_of({name: p.detach() for name, p in model.named_parameters() if name not in dense})
 
 
 def _state(tables: Tables, dense: Dense, model: nn.Module) -> dict[str, Tensor]:

@@ -96,17 +96,18 @@ class LazyTable:
         Raises:
             InputError: an id is not a row of the table; nothing has changed.
         """
+        # `due_rows` moves the history, and until the end of `pay` it is ahead of the weights: an interrupt may come
+        # anywhere in between.
+        self.interrupted = True
         try:
             rows, since = self.kernels.due_rows(self.history, ids, until)
         except InputError as cause:
+            self.interrupted = False  # it checks before it writes
             raise InputError(f"table {self.name!r} ({self.rows} rows): {cause}") from cause
-        if rows.shape[0] == 0:
-            return 0
-        # From here to the end of `pay` the history is ahead of the weights.
-        self.interrupted = True
-        if self._undo is not None:
-            self._undo.append(Payment(rows, since, self.weights[rows]))
-        self.pay(rows, since, until)
+        if rows.shape[0] > 0:
+            if self._undo is not None:
+                self._undo.append(Payment(rows, since, self.weights[rows]))
+            self.pay(rows, since, until)
         self.interrupted = False
         return rows.shape[0]
 

@@ -26,14 +26,15 @@ from samelaw.contract.spec import ExecutionOptions, PrivacySpec
 from samelaw.contract.trace import Batch, GradientSums
 from samelaw.fast.bookkeeping import BatchGradients, Book
 from samelaw.fast.clipping import clip_factors
-from samelaw.fast.embedding_layers import TableGroup, find_tables, replace_layers, restore_layers
+from samelaw.fast.embedding_layers import TableGroup, find_tables, guard_model, replace_layers, restore_layers
 from samelaw.fast.kernels import Kernels, LookupCall, NoisePlan
 from samelaw.fast.layer_rules import check_shared_storage
+from samelaw.fast.lookups import own_copy
 from samelaw.fast.mixing import FirstBatches
 from samelaw.fast.modes import training_modes
 from samelaw.fast.oracle import LossFunction
 from samelaw.fast.recording import dense_copies, note_step, table_copies
-from samelaw.fast.resume import SavedRun, save_run
+from samelaw.fast.resume import SavedRun, check_savable, save_run
 from samelaw.fast.tables import LazyTable, aligned
 from samelaw.fast.trainer_checks import (
     check_addresses,
@@ -99,7 +100,7 @@ class LazyTrainer:
         kernels: Kernels | None = None,
         record: bool = False,
     ) -> None:
-        check_arguments(model, spec, examples)
+        examples = check_arguments(model, spec, examples)
         self._groups = find_tables(model)
         check_shared_storage(model, self._groups)
         self.model, self.spec, self.examples, self.loss_fn = model, spec, examples, loss_fn
@@ -113,6 +114,7 @@ class LazyTrainer:
         self._announced: dict[str, Tensor] = {}
         self._interrupted = self._released = False
         replace_layers(model, self._groups, self)
+        self._lift_guard = guard_model(model, self.device)
         try:
             self._book = Book(model, device=self.device, refuse_copy=self.refuse_copy)
             self._first_batches = FirstBatches(check_mixing=self.options.check_mixing)
@@ -126,6 +128,7 @@ class LazyTrainer:
         except BaseException:
             if hasattr(self, "_book"):
                 self._book.close()
+            self._lift_guard()
             restore_layers(model, self._groups)
             raise
 
@@ -221,7 +224,7 @@ class LazyTrainer:
             if name not in self.tables:
                 raise InputError(f"look_ahead: there is no table {name!r}; the tables are {list(self.tables)}")
             table = self.tables[name]
-            flat = torch.as_tensor(rows).reshape(-1).to(device=self.device, dtype=torch.int64)
+            flat = own_copy(torch.as_tensor(rows), self.device, torch.int64)
             if table.padding_idx is not None:
                 flat = flat[flat != table.padding_idx]
             if flat.shape[0] and not (int(flat.min()) >= 0 and int(flat.max()) < table.rows):
@@ -229,7 +232,7 @@ class LazyTrainer:
                     f"look_ahead: table {name!r} has rows 0..{table.rows - 1}, got ids from {int(flat.min())} to "
                     f"{int(flat.max())}"
                 )
-            announced[name] = flat.contiguous()
+            announced[name] = flat
         if self.options.look_ahead:
             self._announced.update(announced)
 
@@ -329,6 +332,7 @@ class LazyTrainer:
             )
         if self._book.pending:
             raise InputError("a training forward pass is on record; save checkpoints between steps, or discard() it")
+        check_savable(self.tables, self.dense, self.model)
         self.ledger.append("checkpoint", {"step": self.step_index})
         self.ledger.sync()
         save_run(path, self.step_index, self.spec, self.stream, self.ledger, self.tables, self.dense, self.model)
@@ -407,6 +411,11 @@ class LazyTrainer:
     def settled_weights(self, table: str) -> Float32[Tensor, "rows dim"]:
         """The whole table, if no row owes noise. Raises UnsettledReleaseError otherwise."""
         self._check_usable()
+        if self._book.recording and self._book.open:
+            raise UnsupportedLayerError(
+                f"the weight of table {table!r} was read as a whole during a training pass (a tied output layer?): its "
+                "gradient would be missed. Untie it: read rows through the layer, and give the output its own weights"
+            )
         check_settled(self.tables[table], self.step_index)
         return self.tables[table].weights
 
@@ -467,17 +476,22 @@ class LazyTrainer:
                 step, examples, self.tables, self.kernels, calls, pooled, factors, dense,
                 None if losses is None else _mean(losses),
             )  # fmt: skip
-        self.ledger.append(
-            "step",
-            {
-                "step": step,
-                "examples": examples,
-                "lr": spec.schedule.rate(step),
-                "noise_std": spec.noise_multiplier * spec.clip_norm,
-                "sampler": "keyed-poisson" if keyed else "external",
-            },
-        )
+        # An interrupt may come anywhere from here on; only an append that failed has changed nothing.
         self._interrupted = True
+        try:
+            self.ledger.append(
+                "step",
+                {
+                    "step": step,
+                    "examples": examples,
+                    "lr": spec.schedule.rate(step),
+                    "noise_std": spec.noise_multiplier * spec.clip_norm,
+                    "sampler": "keyed-poisson" if keyed else "external",
+                },
+            )
+        except Exception:
+            self._interrupted = False
+            raise
         rate = float(np.float32(spec.schedule.rate(step) / spec.expected_batch_size))
         for name in calls:
             self.tables[name].update(calls[name], pooled[name], factors, rate)
@@ -542,6 +556,7 @@ class LazyTrainer:
     def _hand_back(self) -> None:
         """The original layers on the trained memory; histories are gone, and so is the right to train on."""
         self._book.close()
+        self._lift_guard()
         restore_layers(self.model, self._groups)
         for parameter in self.dense.values():
             parameter.requires_grad_(True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from samelaw.contract.entry import as_count
 from samelaw.contract.errors import (
     DataDependentRateError,
     InputError,
@@ -22,8 +23,8 @@ from samelaw.fast.embedding_layers import TableGroup, TableLayer
 from samelaw.fast.tables import LazyTable
 
 
-def check_arguments(model: Any, spec: PrivacySpec, examples: int) -> None:
-    """Refuse what is no model, no declared schedule or no training set."""
+def check_arguments(model: Any, spec: PrivacySpec, examples: Any) -> int:
+    """Refuse what is no model, no declared schedule or no training set; returns the size of the training set."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     schedule: Any = spec.schedule
@@ -33,11 +34,10 @@ def check_arguments(model: Any, spec: PrivacySpec, examples: int) -> None:
             "choose rates from the data, and noise that is drawn later must know the rate that was in force. Declare "
             "it with Schedule.constant, piecewise, warmup_cosine or from_function"
         )
-    if examples < 1:
-        raise InputError(f"examples must be >= 1, the size of the training set, got {examples}")
     for path, module in model.named_modules():
         if isinstance(module, TableLayer):
             raise InputError(f"the tables of this model ({path!r}) belong to another trainer; release() it first")
+    return as_count("examples", examples, "LazyTrainer", least=1)
 
 
 def check_device(groups: Sequence[TableGroup], model: nn.Module, device: torch.device) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from samelaw.contract.entry import as_count
 from samelaw.contract.errors import InputError, LedgerError
 from samelaw.contract.ledger import Ledger
 from samelaw.contract.noise import NoiseStream, Purpose
@@ -62,7 +63,8 @@ class EagerTrainer:
         ledger: Ledger | None = None,
         record: bool = False,
     ) -> None:
-        _check(tables, padding, spec, stream, examples)
+        _check(tables, padding, spec, stream)
+        examples = as_count("examples", examples, "EagerTrainer", least=1)
         self.spec, self.stream, self.oracle, self.examples = spec, stream, oracle, examples
         self.padding = dict(padding)
         self.step_index = 0
@@ -235,7 +237,6 @@ def _check(
     padding: Mapping[str, int],
     spec: PrivacySpec,
     stream: NoiseStream,
-    examples: int,
 ) -> None:
     for name, weights in tables.items():
         if weights.dtype != np.float32 or weights.ndim != 2 or 0 in weights.shape:
@@ -247,5 +248,3 @@ def _check(
             raise InputError(f"padding row {row} of table {name!r} does not exist")
     if stream.rounds != spec.rounds:
         raise InputError(f"the stream has {stream.rounds} ChaCha rounds and the spec says {spec.rounds}")
-    if examples < 1:
-        raise InputError(f"examples must be >= 1, got {examples}")

@@ -316,6 +316,7 @@ def test_a_ledger_that_does_not_know_the_checkpoint_is_refused(tmp_path: Path) -
     untouched(trainer, lambda: trainer.load_checkpoint(tmp_path / "run.resume"), ResumeError, "not among the 1 entries")
     # A ledger that was cut back to before the checkpoint no longer charges for its steps.
     lines = (tmp_path / "ledger.jsonl").read_text().splitlines(keepends=True)
+    first.ledger.close()
     (tmp_path / "ledger.jsonl").write_text("".join(lines[:3]))
     resumed = trainer_of(ledger=Ledger.reopen(tmp_path / "ledger.jsonl"))
     with pytest.raises(ResumeError, match="not among the 3 entries"):
@@ -371,13 +372,13 @@ def test_every_dtype_layout_and_size_comes_back(tmp_path: Path, monkeypatch: pyt
     tensors["transposed"] = torch.arange(60.0).view(3, 4, 5).transpose(0, 2)
     tensors["channels last"] = torch.arange(240.0).view(2, 3, 4, 10).contiguous(memory_format=torch.channels_last)
     tensors["strided"] = torch.arange(20.0)[::2]
-    record = CheckpointRecord(1, "law", "key", 0, "head", ("a", "b"))
+    record = CheckpointRecord(1, "law", "key", 0, "head", ("a", "b"), "frozen")
     write_checkpoint(tmp_path / "x", tensors, record)
     found = Checkpoint(tmp_path / "x")
     assert found.record == record
     into = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     into["transposed"] = torch.zeros(3, 4, 5).transpose(0, 2)
-    found.check(law_digest="law", key_commitment="key", tensors=into)
+    found.check(law_digest="law", key_commitment="key", frozen="frozen", tensors=into)
     found.load_into(into)
     for name, tensor in tensors.items():
         assert torch.equal(into[name], tensor), name

@@ -288,7 +288,7 @@ def test_an_optimiser_or_scheduler_is_no_schedule() -> None:
 def test_arguments_are_checked() -> None:
     with pytest.raises(InputError, match=r"torch\.nn\.Module, got int"):
         trainer_of(3)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="examples must be >= 1"):
+    with pytest.raises(InputError, match="examples must be a whole number >= 1"):
         LazyTrainer(Net(), spec_of(), NoiseKey.from_seed(0), examples=0)
     net = Net()
     trainer_of(net)
@@ -605,9 +605,9 @@ class TestTheModelMeanwhile:
     def test_it_cannot_be_moved_cast_or_overwritten(self) -> None:
         net = Net()
         trainer = trainer_of(net)
-        with pytest.raises(UnsupportedLayerError, match="stays float32"):
+        with pytest.raises(UnsupportedLayerError, match="weights stay float32"):
             net.double()
-        with pytest.raises(UnsupportedLayerError, match="stays float32"):
+        with pytest.raises(UnsupportedLayerError, match="weights stay float32"):
             net.to("meta")
         net.float().cpu().train()
         trainer.settle()
