@@ -44,12 +44,12 @@ def calibrate(target_epsilon: float, *, sampling_rate: float, steps: int, delta:
     while high / low > 1.0005:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if quick(middle) <= target_epsilon else (middle, high)
-    multiplier = _round_up(high)
+    multiplier, factor = _round_up(high), 1.002
     while (
         evaluate(SampledGaussian(sampling_rate, multiplier * (1 - ROUNDING), steps), delta).interval.upper
         > target_epsilon
     ):
-        multiplier = _round_up(multiplier * 1.002)
+        multiplier, factor = _round_up(multiplier * factor), factor * factor  # few tries, however far the truth is
         if multiplier > LARGEST_MULTIPLIER:
             raise InputError(f"no noise multiplier up to {LARGEST_MULTIPLIER:g} is certified for {target_epsilon:g}")
     return multiplier

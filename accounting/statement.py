@@ -16,6 +16,7 @@ from samelaw.accounting.engines import evaluate, exact_interval
 from samelaw.accounting.interval import Interval, Unavailable
 from samelaw.accounting.mechanism import Priced, SampledGaussian, mechanism_of
 from samelaw.contract.errors import InputError
+from samelaw.contract.figures import rounded_down, rounded_up
 from samelaw.contract.ledger import Spent
 from samelaw.contract.spec import PrivacySpec
 
@@ -95,8 +96,8 @@ class PrivacyStatement:
 
     def __str__(self) -> str:
         return (
-            f"epsilon in [{self.lower:.4g}, {self.upper:.4g}] (estimate {self.estimate:.4g}) at delta {self.delta:g}, "
-            f"add/remove, {self.mechanism.steps} steps, by {self.engine}"
+            f"epsilon in [{rounded_down(self.lower, 4)}, {rounded_up(self.upper, 4)}] (estimate {self.estimate:.4g}) "
+            f"at delta {rounded_up(self.delta, 6)}, add/remove, {self.mechanism.steps} steps, by {self.engine}"
         )
 
 

@@ -24,12 +24,15 @@ def load_workload(options: argparse.Namespace, *, say: Callable[[str], None], fa
     name = options.workload
     scale = options.scale if options.scale is not None else VERIFY_SCALE if name in _SYNTHETIC else 1.0
     try:
-        return load(name, scale=scale, path=options.path, skip_bad_lines=options.skip_bad_lines)
+        workload = load(name, scale=scale, path=options.path, skip_bad_lines=options.skip_bad_lines)
     except DatasetUnavailable as error:
         if not fall_back:
             raise
         say(f"{error}\n{name} is not to be had here: going on with the synthetic Zipf trace instead.")
         return load("zipf", scale=VERIFY_SCALE)
+    for where, lines in workload.skipped.items():
+        say(f"{where}: {lines} bad lines were skipped")
+    return workload
 
 
 def test_batch(workload: Workload, largest: int) -> Batch:

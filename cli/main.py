@@ -1,26 +1,38 @@
 """`samelaw`: verify, train, workloads.
 
-Exit status: 0 everything holds, 1 a claim was refuted (or training lost a guarantee), 2 bad input.
+Exit status: 0 everything holds, 1 a claim was refuted (or training lost a guarantee), 2 bad input; 70 an error inside
+samelaw itself, which says nothing about the claims; 130 and 143 ended by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 from samelaw.contract.errors import DataError, InputError, NoiseKeyError, PrivacyError, SamelawError
 
-HOLDS, REFUTED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+HOLDS, REFUTED, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit status."""
     parser = build_parser()
     options = parser.parse_args(arguments)
+    with _termination():
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """The command, and what its end means as an exit status."""
     try:
         return _COMMANDS[options.command](options)
     except (InputError, DataError, NoiseKeyError) as error:
@@ -41,6 +53,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("samelaw: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Exception:  # Python's own status for it, 1, would read as a refuted claim
+        traceback.print_exc()
+        print("samelaw: an error inside samelaw; nothing was concluded. Please report it", file=sys.stderr)
+        return BUG
+
+
+@contextmanager
+def _termination() -> Generator[None]:
+    """Let SIGTERM end the command as an exception, so that temporary folders are removed on the way out."""
+
+    def terminated(*_: object) -> NoReturn:
+        sys.exit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_parser() -> argparse.ArgumentParser:

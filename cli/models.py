@@ -146,13 +146,20 @@ def kernels_for(device: str) -> Kernels:
     return CpuKernels()
 
 
+def mean_loss(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Binary cross-entropy of the logits, averaged; NaN when a score is not finite."""
+    if not np.isfinite(scores).all():
+        return float("nan")
+    return float(np.mean(np.logaddexp(0, scores) - labels * scores))
+
+
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """Area under the ROC curve, ties counted half; NaN when one class is missing."""
+    """Area under the ROC curve, ties counted half; NaN when one class is missing or a score is not finite."""
     from scipy.stats import rankdata
 
     positives = int(labels.sum())
     negatives = labels.size - positives
-    if positives == 0 or negatives == 0:
+    if positives == 0 or negatives == 0 or not np.isfinite(scores).all():
         return float("nan")
     ranks: Any = rankdata(scores)
     return float((ranks[labels > 0].sum() - positives * (positives + 1) / 2) / (positives * negatives))

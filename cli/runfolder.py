@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from samelaw.contract.errors import InputError
@@ -43,27 +44,59 @@ def create(out: Path | None, kind: str) -> Path:
     return folder
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never half."""
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as out:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a file so that a reader sees the old content or the new, never half; a private one is its owner's alone."""
+    part = draft_of(path)
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644), "w") as out:
         out.write(text)
         out.flush()
         os.fsync(out.fileno())
     part.replace(path)
 
 
-def write_json(path: Path, record: Any) -> None:
-    write_text(path, json.dumps(record, indent=2, sort_keys=True, allow_nan=False, default=_plain) + "\n")
+def write_json(path: Path, record: Any, *, private: bool = False) -> None:
+    text = json.dumps(record, indent=2, sort_keys=True, allow_nan=False, default=_plain) + "\n"
+    write_text(path, text, private=private)
+
+
+def draft_of(path: Path) -> Path:
+    """Where a file lies until it is whole."""
+    return path.with_name(path.name + ".part")
 
 
 def write_weights(path: Path, release: Release) -> None:
-    """Released weights as safetensors: tables as "<module>.weight", dense parameters under their own names."""
+    """Released weights as safetensors, under their final name."""
+    draft_weights(path, release)
+    publish_weights(path)
+
+
+def draft_weights(path: Path, release: Release) -> None:
+    """Weights as safetensors: tables as "<module>.weight", dense parameters under their own names; whole, on disk, and
+    readable by the owner alone until `publish_weights`.
+
+    Raises:
+        OSError: they could not be written; no draft is left.
+    """
     tensors = {f"{name}.weight": np.ascontiguousarray(table) for name, table in release.tables.items()}
     tensors |= {name: np.ascontiguousarray(value) for name, value in release.dense.items()}
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"step": str(release.step), "ledger_head": release.ledger_head})
-    part.chmod(0o644)  # what was released is made to leave; the ledger beside it is not
+    part = draft_of(path)
+    try:
+        part.touch(mode=0o600)
+        save_file(tensors, part, metadata={"step": str(release.step), "ledger_head": release.ledger_head})
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
+    except BaseException as cause:
+        part.unlink(missing_ok=True)
+        if isinstance(cause, SafetensorError):
+            raise OSError(f"cannot write the weights to {path}: {cause}") from cause
+        raise
+
+
+def publish_weights(path: Path) -> None:
+    """Give the draft its name: what was released is made to leave, the ledger beside it is not."""
+    part = draft_of(path)
+    part.chmod(0o644)
     part.replace(path)
 
 

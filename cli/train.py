@@ -6,7 +6,9 @@ import argparse
 import json
 import math
 import sys
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,22 @@ from tqdm import tqdm
 from samelaw.accounting.statement import calibrate, epsilon_by_step, price
 from samelaw.cli import runfolder
 from samelaw.cli.data import check_positive, load_workload, test_batch
-from samelaw.cli.models import auc, dlrm_problem
+from samelaw.cli.models import Problem, auc, dlrm_problem, mean_loss
+from samelaw.cli.runfolder import draft_of
 from samelaw.cli.twins import Curves, predict, settled_copy
-from samelaw.contract.errors import InputError
+from samelaw.contract.errors import InputError, LedgerError, NoiseKeyError, ResumeError
+from samelaw.contract.figures import rounded_down, rounded_up
 from samelaw.contract.ledger import Ledger, spent
-from samelaw.contract.noise import NoiseKey
+from samelaw.contract.noise import STEP_BITS, NoiseKey
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import Mode, PrivacySpec
 from samelaw.equivalence.report import write_report
 from samelaw.fast.trainer import LazyTrainer
+from samelaw.workloads import Workload
 
 CHECKPOINT = "checkpoint"
 SETTINGS = "settings.json"
+WEIGHTS = "weights.safetensors"
 _LARGEST_TEST = 20_000
 
 
@@ -65,15 +71,33 @@ def run_train(options: argparse.Namespace) -> int:
     folder = options.out if options.resume else runfolder.create(options.out, "train")
     if options.key_file is not None and not options.resume:
         key.save(options.key_file)
+    draft_of(folder / WEIGHTS).unlink(missing_ok=True)  # of a release that was never recorded
     settings = {"workload": workload.name, "examples": examples, "dim": options.dim, "seed": options.seed is not None}
     _same_run(folder / SETTINGS, settings, resume=options.resume)
     ledger_path = folder / "ledger.jsonl"
     problem = dlrm_problem(workload.features, workload.dense_width, examples, dim=options.dim, seed=options.seed or 0)
-    ledger = Ledger.reopen(ledger_path) if options.resume else Ledger(ledger_path)
-    trainer: LazyTrainer = problem.lazy(spec, key, device=options.device, ledger=ledger)
-    if options.resume:
-        trainer.load_checkpoint(folder / CHECKPOINT)
-        _say(f"resumed at step {trainer.step_index}")
+    with closing(_reopened(ledger_path, key) if options.resume else Ledger(ledger_path)) as ledger:
+        return _train(options, workload, plan, spec, key, problem, ledger, folder)
+
+
+def _train(
+    options: argparse.Namespace,
+    workload: Workload,
+    plan: Plan,
+    spec: PrivacySpec,
+    key: NoiseKey,
+    problem: Problem,
+    ledger: Ledger,
+    folder: Path,
+) -> int:
+    """Train to the end, release, price, and write the folder."""
+    try:
+        trainer: LazyTrainer = problem.lazy(spec, key, device=options.device, ledger=ledger)
+        if options.resume:
+            trainer.load_checkpoint(folder / CHECKPOINT)
+            _say(f"resumed at step {trainer.step_index}")
+    except (LedgerError, ResumeError) as cause:
+        raise InputError(f"--resume: {cause}") from cause
     held_out = test_batch(workload, _LARGEST_TEST)
     every = options.evaluate_every or max(1, plan.steps // 20)
     curves, delays = Curves(), np.zeros(0, dtype=np.int64)
@@ -86,7 +110,7 @@ def run_train(options: argparse.Namespace) -> int:
                 scores = predict(problem, *settled_copy(trainer), held_out)
                 curves.steps.append(done)
                 curves.auc.append(auc(held_out.labels, scores))
-                curves.loss.append(float(np.mean(np.logaddexp(0, scores) - held_out.labels * scores)))
+                curves.loss.append(mean_loss(held_out.labels, scores))
                 bar.set_postfix(auc=f"{curves.auc[-1]:.4f}", loss=f"{curves.loss[-1]:.4f}")
             if options.checkpoint_every and done % options.checkpoint_every == 0 and done < plan.steps:
                 trainer.save_checkpoint(folder / CHECKPOINT)
@@ -94,9 +118,9 @@ def run_train(options: argparse.Namespace) -> int:
     delays = np.concatenate(
         [plan.steps - table.history.cpu().numpy().astype(np.int64) for table in trainer.tables.values()]
     )
-    release = trainer.release()
+    release = trainer.release(write=partial(runfolder.draft_weights, folder / WEIGHTS))
+    runfolder.publish_weights(folder / WEIGHTS)
     ledger.close()
-    runfolder.write_weights(folder / "weights.safetensors", release)
     for private in (CHECKPOINT, SETTINGS):
         (folder / private).unlink(missing_ok=True)
     statement = price(spent(ledger.entries))
@@ -113,14 +137,19 @@ def run_train(options: argparse.Namespace) -> int:
     runfolder.write_json(folder / "manifest.json", manifest)
     write_report(
         folder / "report.html", manifest, [],
-        {"curves": {"lazy": curves}, "delays": delays, "epsilon": epsilon_by_step(spec)},
+        {"curves": {"lazy": curves}, "delays": delays, "epsilon": epsilon_by_step(spec),
+         "skipped_lines": workload.skipped},
     )  # fmt: skip
     if options.json:
         print(json.dumps(manifest, indent=2, sort_keys=True))
     final = f", held-out AUC {curves.auc[-1]:.4f}" if curves.auc else ""
+    if curves.auc and not math.isfinite(curves.auc[-1]):
+        _say(
+            "the scores of the held-out examples are not finite: training diverged. Lower --learning-rate or the noise"
+        )
     _say(
-        f"released after {release.step} steps{final}; epsilon in [{statement.lower:.3f}, {statement.upper:.3f}] "
-        f"at delta {spec.delta:g}\n{folder / 'report.html'}"
+        f"released after {release.step} steps{final}; epsilon in [{rounded_down(statement.lower, 4)}, "
+        f"{rounded_up(statement.upper, 4)}] at delta {rounded_up(spec.delta, 4)}\n{folder / 'report.html'}"
     )
     return 0
 
@@ -136,11 +165,12 @@ def plan_of(options: argparse.Namespace, examples: int) -> Plan:
     if options.steps is not None and options.epochs is not None:
         raise InputError("--steps and --epochs exclude each other")
     rate = options.batch_size / examples
-    steps = (
-        options.steps
-        if options.steps is not None
-        else math.ceil((10.0 if options.epochs is None else options.epochs) / rate)
-    )
+    steps = options.steps
+    if steps is None:
+        passes = (10.0 if options.epochs is None else options.epochs) / rate
+        if passes >= 1 << STEP_BITS:
+            raise InputError(f"--epochs {options.epochs:g} is {passes:.3g} steps; a run has fewer than 2^{STEP_BITS}")
+        steps = math.ceil(passes)
     if steps < 1:
         raise InputError(f"--steps must be >= 1, got {steps}")
     delta = options.delta if options.delta is not None else examples**-1.1
@@ -189,8 +219,38 @@ def _check(options: argparse.Namespace) -> None:
             f"--key-file {key_file} exists: two runs with one key share their noise, and the difference of their "
             "models shows the data. Name a new file, or --resume the run that the key belongs to"
         )
+    out: Path | None = options.out
+    if (
+        key_file is not None
+        and not options.resume
+        and out is not None
+        and key_file.resolve().is_relative_to(out.resolve())
+    ):
+        raise InputError(
+            f"--key-file {key_file} lies in the run folder {out}, which is made to be shown: whoever holds the key can "
+            "strip the noise from the weights beside it. Keep it elsewhere"
+        )
     if key_file is not None and not key_file.absolute().parent.is_dir():
         raise InputError(f"--key-file {key_file}: there is no folder {key_file.parent}")
+
+
+def _reopened(path: Path, key: NoiseKey) -> Ledger:
+    """The ledger of the run that goes on.
+
+    Raises:
+        InputError: it is damaged, or open elsewhere.
+        NoiseKeyError: the key is another run's.
+    """
+    try:
+        ledger = Ledger.reopen(path)
+    except LedgerError as cause:
+        raise InputError(f"--resume: {cause}") from cause
+    if ledger.entries[0].data.get("key_commitment") != key.commitment():
+        raise NoiseKeyError(
+            f"--resume: the key given is not the key of the run in {path.parent}: rows would pay noise from two "
+            "streams. Name the run's own --key-file (or --seed)"
+        )
+    return ledger
 
 
 def _same_run(path: Path, record: dict[str, Any], *, resume: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from samelaw.cli.models import Problem, auc
+from samelaw.cli.models import Problem, auc, mean_loss
 from samelaw.contract.errors import SamelawError
 from samelaw.contract.ledger import Ledger
 from samelaw.contract.noise import NoiseKey
@@ -157,7 +157,7 @@ def _note(
         return
     scores = predict(problem, tables, dense, test)
     curves.steps.append(step + 1)
-    curves.loss.append(float(np.mean(np.logaddexp(0, scores) - test.labels * scores)))
+    curves.loss.append(mean_loss(test.labels, scores))
     curves.auc.append(auc(test.labels, scores))
 
 

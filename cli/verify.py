@@ -183,16 +183,18 @@ def finish(options: argparse.Namespace, workload: Workload, key: NoiseKey, suite
     suite.evidence.append(claims.accounted(statement.to_json(), account, published.spec, scope=published.name))
     holds = claims.suite_holds(suite.evidence)
     runfolder.write_weights(folder / "weights.safetensors", published.release)
-    runfolder.write_json(folder / "evidence.json", evidence_record(suite.evidence))
+    runfolder.write_json(folder / "evidence.json", evidence_record(suite.evidence), private=True)
     manifest = runfolder.manifest(
         "verify", workload, published.spec, key, suite.ledger, statement.to_json(),
-        options={"device": options.device, "modes": options.mode, "fault": options.fault, "dim": DIM},
+        options={"device": options.device, "modes": options.mode, "fault": options.fault, "dim": DIM,
+                 "workload_asked_for": options.workload},
         files=runfolder.digests(folder), verdict="HOLDS" if holds else "REFUTED",
     )  # fmt: skip
     runfolder.write_json(folder / "manifest.json", manifest)
     series = {
         "curves": {run.name: run.curves for run in suite.runs if run.curves},
         "epsilon": epsilon_by_step(published.spec),
+        "skipped_lines": workload.skipped,
     }
     write_report(folder / "report.html", manifest, suite.evidence, series)
     if options.json:

@@ -118,6 +118,10 @@ class Ledger:
         """Hash of the last entry."""
         return self.entries[-1].hash if self.entries else GENESIS
 
+    def next(self, event: str, data: dict[str, Any]) -> Entry:
+        """The entry that `append` would add now."""
+        return Entry.make(len(self.entries), self.head, event, data)
+
     def append(self, event: str, data: dict[str, Any]) -> Entry:
         """Add an entry.
 
@@ -129,7 +133,7 @@ class Ledger:
             raise LedgerError(f"event must be one of {EVENTS}, got {event!r}")
         if self.path is not None and self._file is None:
             raise LedgerError(f"{self.path} has been closed; go on with Ledger.reopen")
-        entry = Entry.make(len(self.entries), self.head, event, data)
+        entry = self.next(event, data)
         line = (entry.line() + "\n").encode()
         end = 0 if self._file is None else self._file.tell()
         try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from samelaw.contract.evidence import Disagreement, Evidence, Verdict
+from samelaw.contract.figures import rounded_down, rounded_up
 from samelaw.contract.ledger import Spent
 from samelaw.contract.spec import PrivacySpec
 
@@ -52,9 +53,14 @@ def accounted(
         return Evidence("A1", A1, Verdict.REFUTED, f"The price does not hold: {wrong}.", scope, wrong, (), numbers)
     if not account.steps:
         return Evidence("A1", A1, Verdict.NOT_ASSESSED, "The ledger holds no step.", scope, None, (), numbers)
-    said = "no second accountant has an answer" if second is None else f"a second accountant says at most {second:.4f}"
+    said = (
+        "no second accountant has an answer"
+        if second is None
+        else f"a second accountant says at most {rounded_up(second, 5)}"
+    )
     summary = (
-        f"Epsilon is between {lower:.4f} and {upper:.4f} (estimate {estimate:.4f}) at delta {spec.delta:g}; {said}."
+        f"Epsilon is between {rounded_down(lower, 5)} and {rounded_up(upper, 5)} (estimate {estimate:.4g}) at delta "
+        f"{rounded_up(spec.delta, 5)}; {said}."
     )
     verdict = Verdict.NOT_REFUTED if second is None else Verdict.EQUIVALENT
     return Evidence("A1", A1, verdict, summary, scope, None, (), numbers)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from samelaw.contract.evidence import Evidence, TestResult, Verdict
+from samelaw.contract.figures import rounded_down, rounded_up
 from samelaw.equivalence import plots
 from samelaw.equivalence.page_style import STYLE
 
@@ -60,7 +61,7 @@ def page(manifest: Mapping[str, Any], evidence: Sequence[Evidence], series: Mapp
         _claims(evidence) if evidence else "",
         _plots(evidence, series),
         _price(manifest),
-        _parameters(manifest),
+        _parameters(manifest, series),
         _limits(manifest, evidence),
     )
     return (
@@ -78,7 +79,12 @@ def _headline(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
     name, fault = manifest["workload"]["name"], manifest["options"].get("fault")
     price = _price_words(manifest["statement"])
     refuted = sorted({e.claim for e in evidence if e.verdict is Verdict.REFUTED}, key=_ORDER.find)
-    if not evidence:
+    seeded = manifest["key"]["origin"] == "seed"
+    if not evidence and seeded:
+        tone = "open"
+        sentence = "A test run: its noise comes from a fixed seed, which anybody can guess. Do not release this model."
+        second = f"With a secret key, the privacy cost of the same run would be {price}."
+    elif not evidence:
         tone, sentence = "good", f"This model was trained with differential privacy: its privacy cost is {price}."
         second = "A training run compares nothing: that the trainer does what it says is what samelaw verify checks."
     elif refuted:
@@ -95,9 +101,11 @@ def _headline(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
         open_ = sum(e.verdict is Verdict.NOT_ASSESSED for e in evidence)
         exact = sum(e.verdict is Verdict.EQUAL for e in evidence)
         tone = "good"
-        sentence = (
-            "Nothing that was checked tells the fast private trainer from the textbook one, and the privacy cost of "
-            f"the released model is {price}."
+        sentence = "Nothing that was checked tells the fast private trainer from the textbook one, and " + (
+            f"with a secret key the privacy cost would be {price}. This run's key came from a fixed seed: do not "
+            "release its model."
+            if seeded
+            else f"the privacy cost of the released model is {price}."
         )
         second = (
             f"{len(evidence)} checks: {exact} found everything equal to the bit, {len(evidence) - exact - open_} "
@@ -105,7 +113,7 @@ def _headline(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
             + (f", {open_} had too little to judge by" if open_ else "")
             + (". A planted fault was NOT caught." if fault else ".")
         )
-        tone = "bad" if fault else tone
+        tone = "bad" if fault else "open" if seeded else tone
     when = str(manifest["created"]).replace("T", " ")
     return (
         f"<header><h1>samelaw {escape(manifest['kind'])}: {escape(name)}</h1>"
@@ -254,10 +262,15 @@ def _delays(law: Evidence | None, series: Mapping[str, Any]) -> tuple[list[int],
 
 
 def _price(manifest: Mapping[str, Any]) -> str:
-    return f"<h2>Privacy cost</h2>{_list(manifest['statement'])}"
+    statement = dict(manifest["statement"])
+    for name, bound in (("lower", rounded_down), ("upper", rounded_up), ("second_opinion", rounded_up),
+                        ("renyi", rounded_up), ("delta", rounded_up)):  # fmt: skip
+        if isinstance(statement.get(name), float):
+            statement[name] = bound(statement[name], 6)
+    return f"<h2>Privacy cost</h2>{_list(statement)}"
 
 
-def _parameters(manifest: Mapping[str, Any]) -> str:
+def _parameters(manifest: Mapping[str, Any], series: Mapping[str, Any]) -> str:
     law = dict(manifest["law"])
     schedule = law.pop("schedule")
     law["learning rate"], law["steps"] = schedule["name"], schedule["steps"]
@@ -269,11 +282,16 @@ def _parameters(manifest: Mapping[str, Any]) -> str:
     options = {k: v for k, v in manifest["options"].items() if v is not None}
     return (
         f"<h2>Parameters</h2><h3>Law of the run</h3>{_list(law)}"
-        f"<h3>Data</h3>{_list(manifest['workload'])}"
+        f"<h3>Data</h3>{_list({**manifest['workload'], **_skipped(series)})}"
         + (f"<h3>Options</h3>{_list(options)}" if options else "")
         + f"<h3>Files and key</h3>{_list(folder)}"
         f"<h3>Versions and machine</h3>{_list(manifest['environment'])}"
     )
+
+
+def _skipped(series: Mapping[str, Any]) -> dict[str, Any]:
+    """Lines of the data that were left out: for this page alone, since their number comes from the data."""
+    return {"skipped lines": dict(series["skipped_lines"])} if series.get("skipped_lines") else {}
 
 
 _KEY_ORIGINS = {"os": "the operating system", "seed": "a fixed seed", "file": "a key file"}
@@ -306,7 +324,9 @@ def _limits(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
 
 
 def _price_words(statement: Mapping[str, Any]) -> str:
-    return f"at most ε\u00a0=\u00a0{float(statement['upper']):.3g} at δ\u00a0=\u00a0{float(statement['delta']):.2g}"
+    """Epsilon and delta, both rounded up: what holds at a smaller one holds at a larger one."""
+    epsilon, delta = rounded_up(float(statement["upper"])), rounded_up(float(statement["delta"]))
+    return f"at most ε\u00a0=\u00a0{epsilon} at δ\u00a0=\u00a0{delta}"
 
 
 def _mark(verdict: Verdict) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -284,8 +284,12 @@ class LazyTrainer:
         }
         self.ledger.append("settle", {"step": self.step_index, "rows": paid})
 
-    def release(self) -> Release:
+    def release(self, *, write: Callable[[Release], object] | None = None) -> Release:
         """Settle every row, publish, and hand the model back: an ordinary nn.Module again, at its released weights.
+
+        Args:
+            write: stores the release; called when it is complete and just before the ledger records it. If it raises (a
+                full disk), nothing was released, and release() may be called again.
 
         Returns:
             The weights (on a CPU the model's own memory, not a copy), and the ledger entry that records the release.
@@ -305,18 +309,22 @@ class LazyTrainer:
         for table in self.tables.values():
             check_settled(table, self.step_index)
         check_ledger(self.ledger.entries, self.tables, self.step_index)
-        entry = self.ledger.append("release", {"step": self.step_index})
+        record = {"step": self.step_index}
+        release = Release(
+            {name: table.weights.cpu().numpy() for name, table in self.tables.items()},
+            {name: parameter.detach().cpu().numpy() for name, parameter in self.dense.items()},
+            self.step_index,
+            self.ledger.next("release", record).hash,
+        )
+        if write is not None:
+            write(release)
+        self.ledger.append("release", record)
         self.ledger.sync()
         if self.transcript is not None:
             self.transcript.final_tables = table_copies(self.tables)
             self.transcript.final_dense = dense_copies(self.dense)
         self._hand_back()
-        return Release(
-            {name: table.weights.cpu().numpy() for name, table in self.tables.items()},
-            {name: parameter.detach().cpu().numpy() for name, parameter in self.dense.items()},
-            self.step_index,
-            entry.hash,
-        )
+        return release
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write all that is needed to go on later, except the key: a private file, replaced in one step.

@@ -606,7 +606,7 @@ def test_A1_holds_for_a_declared_run():
     account = spent(ledger_of(spec_of()).entries)
     evidence = claims.accounted(statement(), account, spec_of())
     assert evidence.verdict is Verdict.EQUIVALENT
-    assert "1.0000 and 1.0200" in evidence.summary
+    assert "between 1 and 1.02" in evidence.summary
 
 
 @pytest.mark.parametrize(

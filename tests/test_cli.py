@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from samelaw.cli.main import main
-from samelaw.contract.ledger import read_ledger, spent
+from samelaw.cli.main import _COMMANDS, main
+from samelaw.contract.ledger import Ledger, read_ledger, spent
 from samelaw.contract.noise import NoiseKey
 from samelaw.equivalence.faults import FAULTS
 from samelaw.equivalence.schemas import check_evidence, check_ledger_lines, check_manifest
@@ -176,6 +177,73 @@ def test_a_run_resumes_on_its_own_workload_alone(tmp_path, capsys):
     assert "has workload 'zipf', not 'uniform'" in capsys.readouterr().err
 
 
+def test_another_key_is_bad_input_and_is_named(tmp_path, capsys):
+    common = [*ZIPF, "--steps", "6", "--noise-multiplier", "1", "--batch-size", "64", "--quiet"]
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    (folder / "checkpoint").write_bytes(b"is not looked at: the key comes first")
+    (folder / "settings.json").write_text(
+        json.dumps({"workload": "zipf", "examples": 65536, "dim": 16, "seed": False}), encoding="utf-8"
+    )
+    ledger = Ledger(folder / "ledger.jsonl")
+    ledger.append("open", {"key_commitment": NoiseKey.from_seed(1).commitment()})
+    ledger.close()
+    NoiseKey.from_seed(2).save(tmp_path / "other.key")
+    status = run_here("train", *common, "--out", folder, "--key-file", tmp_path / "other.key", "--resume")
+    said = capsys.readouterr().err
+    assert status == 2, said
+    assert "the key given is not the key of the run" in said
+
+
+def test_a_full_disk_at_release_spends_nothing_and_the_run_can_go_on(tmp_path, capsys, monkeypatch):
+    common = [*ZIPF, "--steps", "6", "--noise-multiplier", "1", "--batch-size", "64", "--quiet", "--seed", "3"]
+    folder, whole = tmp_path / "full", tmp_path / "whole"
+    assert run_here("train", *common, "--checkpoint-every", "4", "--out", whole) == 0
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("samelaw.cli.runfolder.save_file", full)
+        assert run_here("train", *common, "--checkpoint-every", "4", "--out", folder) == 2
+    assert "cannot write the weights" in capsys.readouterr().err
+    assert not any(entry.event == "release" for entry in read_ledger(folder / "ledger.jsonl"))
+    assert not list(folder.glob("*.part"))
+    assert run_here("train", *common, "--checkpoint-every", "4", "--out", folder, "--resume") == 0
+    resumed, expected = (load_file(f / "weights.safetensors") for f in (folder, whole))
+    assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_an_error_inside_is_no_refuted_claim(capsys, monkeypatch):
+    def broken(_: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(_COMMANDS, "workloads", broken)
+    assert run_here("workloads") == 70
+    assert "nothing was concluded" in capsys.readouterr().err
+
+
+def test_a_diverged_run_is_said_to_have_diverged(tmp_path, capsys):
+    common = [*ZIPF, "--steps", "3", "--noise-multiplier", "1", "--batch-size", "64", "--quiet", "--seed", "3"]
+    assert run_here("train", *common, "--learning-rate", "1e30", "--out", tmp_path / "run") == 0
+    said = capsys.readouterr().err
+    assert "training diverged" in said
+    assert "RuntimeWarning" not in said
+
+
+def test_skipped_lines_are_told_to_the_owner_and_not_to_everybody(tmp_path, capsys):
+    good = "\t".join(["1", *["3"] * 13, *["0a1b2c3d"] * 26])
+    lines = [good.replace("0a1b2c3d", f"{i:08x}") for i in range(60)]
+    data = tmp_path / "private-name.tsv"
+    data.write_text("\n".join([*lines, "not a line"]) + "\n", encoding="utf-8")
+    common = ["criteo", "--path", data, "--steps", "2", "--noise-multiplier", "1", "--batch-size", "8", "--quiet"]
+    assert run_here("train", *common, "--skip-bad-lines", "--seed", "1", "--out", tmp_path / "run") == 0
+    assert "1 bad lines were skipped" in capsys.readouterr().err
+    manifest = (tmp_path / "run" / "manifest.json").read_text()
+    assert "skipped" not in manifest
+    assert str(tmp_path) not in manifest
+
+
 def test_a_key_is_never_used_for_a_second_run(tmp_path, capsys):
     key = tmp_path / "run.key"
     NoiseKey.from_seed(1).save(key)
@@ -209,7 +277,10 @@ def test_what_is_private_is_for_its_owner_alone(trained):
         (["train", *ZIPF, "--dim", "0"], "--dim must be >= 1"),
         (["train", *ZIPF, "--seed", str(1 << 64)], "--seed must be below 2^63"),
         (["train", *ZIPF, "--checkpoint-every", "-1"], "--checkpoint-every must be >= 0"),
+        (["train", *ZIPF, "--epochs", "1e308"], "a run has fewer than 2^32"),
         (["train", *ZIPF, "--key-file", "nowhere/run.key"], "there is no folder nowhere"),
+        (["train", *ZIPF, "--key-file", "made/run.key", "--out", "made"], "lies in the run folder made"),
+        (["train", *ZIPF, "--steps", "3", "--target-epsilon", "1e-9"], "no noise multiplier"),
         (["train", *ZIPF, "--resume", "--out", "nowhere", "--seed", "1"], "there is no checkpoint in nowhere"),
     ],
 )

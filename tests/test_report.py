@@ -215,8 +215,20 @@ def test_no_row_and_no_seed_is_named():
 
 def test_a_seeded_key_is_a_warning():
     seeded = manifest(key={"origin": "seed", "commitment": DIGEST})
-    assert "do not release" in page(seeded, [claim()], {})
-    assert "do not release" not in page(manifest(), [claim()], {})
+    for kind, evidence in (("verify", [claim()]), ("train", [])):
+        seeded["kind"] = kind
+        text = page(seeded, evidence, {})
+        headline = text[text.index('<div class="verdict') : text.index("</header>") + 900]
+        assert re.search("[Dd]o not release", headline)
+        assert 'class="verdict open"' in headline  # not green: the price is no promise about these weights
+    assert "o not release" not in page(manifest(), [claim()], {})
+
+
+def test_the_headline_promises_no_more_than_the_manifest():
+    statement = {**manifest()["statement"], "upper": 4.403848, "delta": 4.0340e-06}
+    assert "ε\u00a0=\u00a04.41 at δ\u00a0=\u00a04.04e-06" in page(manifest(statement=statement), [claim()], {})
+    tiny = {**statement, "upper": 1e-300}
+    assert "ε\u00a0=\u00a01e-300" in page(manifest(statement=tiny), [claim()], {})
 
 
 def test_a_training_run_has_no_claims_but_its_price_and_plots():

@@ -157,7 +157,7 @@ def test_a_bad_line_is_refused_with_its_place_or_skipped_and_counted(tmp_path: P
         load("criteo", path=path)
     workload = load("criteo", path=path, skip_bad_lines=True)
     assert len(workload.train) + len(workload.test) == 30
-    assert workload.notes["skipped_lines"] == {str(path): 1}
+    assert workload.skipped == {str(path): 1}
 
 
 def test_the_line_number_survives_chunks(tmp_path: Path) -> None:

@@ -159,4 +159,4 @@ def test_the_real_data_set_has_its_published_size(name: str, examples: int, posi
     parts = (workload.train, workload.test)
     assert sum(len(part) for part in parts) == examples
     assert sum(int(part.labels.sum()) for part in parts) == positive
-    assert workload.notes["skipped_lines"] == {}
+    assert workload.skipped == {}

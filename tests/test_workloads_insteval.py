@@ -214,7 +214,7 @@ def test_a_bad_csv_line_is_refused_with_its_place_or_counted(tmp_path: Path, lin
     with pytest.raises(DataError, match=rf"own\.csv, line 5: {problem}"):
         load("insteval", path=path, cache=tmp_path)
     workload = load("insteval", path=path, skip_bad_lines=True, cache=tmp_path)
-    assert list(workload.notes["skipped_lines"].values()) == [1]
+    assert list(workload.skipped.values()) == [1]
 
 
 def test_a_value_out_of_range_in_the_wheel_names_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,13 +133,13 @@ def test_a_bad_line_is_refused_with_its_place_or_skipped_and_counted(
     with pytest.raises(DataError, match=f"{place}: {problem}.*skip_bad_lines"):
         parse(damaged)
     skipped = parse(damaged, skip_bad_lines=True)
-    assert skipped.notes["skipped_lines"] == {f"ml-100k.{part}": 1}
+    assert skipped.skipped == {f"ml-100k.{part}": 1}
     assert len(skipped.train) + len(skipped.test) == len(RATING_LINES)
 
 
 def test_ratings_of_a_skipped_user_are_skipped_and_counted_too() -> None:
     damaged = texts(user=["1\t24\tM\tpilot\t85711", *USER_LINES[1:]])
-    assert parse(damaged, skip_bad_lines=True).notes["skipped_lines"] == {"ml-100k.user": 1, "ml-100k.inter": 4}
+    assert parse(damaged, skip_bad_lines=True).skipped == {"ml-100k.user": 1, "ml-100k.inter": 4}
 
 
 def test_another_header_is_refused() -> None:

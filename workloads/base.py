@@ -115,7 +115,8 @@ class Workload:
             counted in the data.
         dense_width: number of dense values per example.
         train, test: the examples.
-        notes: JSON-able facts: how the vocabularies, ranges, labels and the split were declared, lines skipped.
+        notes: JSON-able facts: how the vocabularies, ranges, labels and the split were declared.
+        skipped: bad lines that were left out, by file. Their number comes from the data: not for a manifest.
         licence: on what terms the data may be used.
         source: where it came from.
     """
@@ -128,6 +129,7 @@ class Workload:
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     licence: str = ""
     source: str = ""
+    skipped: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def __post_init__(self) -> None:
         rows: dict[str, int] = {}

@@ -72,9 +72,10 @@ def load_criteo(*, path: str | Path | None, scale: float = 1.0, skip_bad_lines: 
         INTEGERS,
         train,
         test,
-        _notes(buckets, reader),
+        _notes(buckets),
         licence="the terms under which you hold this file",
         source=f"a file of the user's, {Path(path).name}",
+        skipped=reader.skipped,
     )
 
 
@@ -264,7 +265,7 @@ def bucket(values: Int64[np.ndarray, "ids"], column: int, buckets: int) -> np.nd
     return (mix(tagged) % np.uint64(buckets)).astype(np.int32)
 
 
-def _notes(buckets: int, reader: LineReader) -> dict[str, object]:
+def _notes(buckets: int) -> dict[str, object]:
     return {
         "unit_of_privacy": UNIT_OF_PRIVACY,
         "label": "the file's: 1 is a click",
@@ -273,5 +274,4 @@ def _notes(buckets: int, reader: LineReader) -> dict[str, object]:
             "category_1 … category_26": f"hashed into {buckets} buckets each; a missing value is an empty bag"
         },
         "dense": "log(1 + max(x, 0)) / 16; a missing integer counts as 0",
-        "skipped_lines": dict(reader.skipped),
     }

@@ -147,6 +147,5 @@ def _workload(table: Int64[np.ndarray, "ratings 7"], reader: LineReader) -> Work
             "lecture_age": f"1..{LECTURE_AGES} semesters ago",
         },
         "dense": {"service": [0, 1], "student_age": [0, 8], "lecture_age": [0, LECTURE_AGES]},
-        "skipped_lines": dict(reader.skipped),
     }
-    return Workload(NAME, FEATURES, len(dense), train, test, notes, TERMS.licence, TERMS.source)
+    return Workload(NAME, FEATURES, len(dense), train, test, notes, TERMS.licence, TERMS.source, reader.skipped)

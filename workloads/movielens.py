@@ -130,7 +130,7 @@ def parse(texts: Mapping[str, str], *, skip_bad_lines: bool = False) -> Workload
     ratings = list(read("ml-100k.inter", lambda line: _rating(line, users, films)))
     table = np.array(ratings, dtype=np.int64).reshape(-1, 4)
     train, test = split(_examples(table, users, films), held_out(table[:, 0], table[:, 1], salt=SALT), name=NAME)
-    return Workload(NAME, FEATURES, 4, train, test, _notes(reader), TERMS.licence, TERMS.source)
+    return Workload(NAME, FEATURES, 4, train, test, _notes(), TERMS.licence, TERMS.source, reader.skipped)
 
 
 def _wheel_texts(cache: Path, path: Path | None) -> dict[str, str]:
@@ -228,7 +228,7 @@ def _examples(table: np.ndarray, users: Mapping[int, User], films: Mapping[int, 
     return Dataset(np.stack(dense, axis=1), bags, (stars >= LIKED).astype(np.float32))
 
 
-def _notes(reader: LineReader) -> dict[str, object]:
+def _notes() -> dict[str, object]:
     return {
         "unit_of_privacy": UNIT_OF_PRIVACY,
         "label": f"1 when the rating is at least {LIKED}",
@@ -248,5 +248,4 @@ def _notes(reader: LineReader) -> dict[str, object]:
             "release_year_known": [0, 1],
             "moment": "1997-09-01 to 1998-05-01 UTC, clipped",
         },
-        "skipped_lines": dict(reader.skipped),
     }

@@ -215,5 +215,4 @@ def _notes(
         "dense": f"{DENSE_WIDTH} values, about normal, within +-3.47",
         "reads": reads,
         "seed": seed,
-        "skipped_lines": {},
     }
