@@ -13,6 +13,7 @@ Source: Bu et al., "Differentially private optimization on large model at small 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from jaxtyping import Float32, Float64, Int64
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from samelaw.contract.errors import InputError, MixedExamplesError, UnsupportedLayerError
+from samelaw.contract.errors import InputError, MixedExamplesError, PrivacyError, UnsupportedLayerError
 from samelaw.fast.dense_calls import DenseCall
 from samelaw.fast.dense_gradients import DenseGradients
 from samelaw.fast.kernels import LookupCall
@@ -240,9 +241,20 @@ class Book:
     def clipped_sums(
         self, found: BatchGradients, factors: Float64[Tensor, "examples"]
     ) -> dict[str, Float32[Tensor, "..."]]:
-        """The clipped dense sum of each parameter, by name."""
+        """The clipped dense sum of each parameter, by name.
+
+        Raises:
+            PrivacyError: a sum is not finite. No example whose norm is finite can make one so; this is the last line.
+        """
         with self.paused():
-            return found.dense.clipped_sums(factors)
+            sums = found.dense.clipped_sums(factors)
+        for name, value in sums.items():
+            if value.numel() and not all(math.isfinite(end) for end in map(float, torch.aminmax(value))):
+                raise PrivacyError(
+                    f"the clipped sum of parameter {name!r} must be finite and is not: noise would not hide it. "
+                    "Nothing was changed. A clip norm near 1e38 needs to be smaller; anything else, please report"
+                )
+        return sums
 
     def gradients(self, scalar: Tensor, *, keep_graph: bool) -> list[Tensor | None]:
         """d scalar / d each edge on record."""

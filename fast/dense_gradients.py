@@ -7,24 +7,28 @@ leading indices, in all calls of the layer) the weight gradient of an example is
 
 Accuracy. Norms are float64 sums of products of float32 numbers, each product exact. A sum of k terms of one sign is
 right to k * 2^-53, below 2^-29 for k up to 2^24. Where several positions may cancel, the a-priori bound on what
-rounding can take away is added (`_cancellation`), so the result is not below the true value. The clipped sum multiplies
-float32 gradients by a factor that is rounded to float32: at most another 2^-23. The margin of 2^-20 in the clip factor
-covers all of it, so f * gradient stays within the clip norm. What float32 matrix products do to the *sum* over examples
-is rounding of the mechanism's output, as in every float implementation.
+rounding can take away is added (`_cancellation`), so the result is not below the true value.
+
+What one example adds to the clipped sum is the vector whose norm was taken. With one position nothing of an example can
+cancel, so float32 will do: a factor and a product that are rounded, at most 2^-22 together. Below the normal numbers
+rounding is no longer relative, so what falls there is dropped (`dense_calls.weighted`). With several positions, and in
+layers without a closed form, the sum is made in float64, like the norm, and rounded once. The margin of 2^-20 in the
+clip factor covers the rest, so f * gradient stays within the clip norm. What float32 matrix products do to the *sum*
+over examples is rounding of the mechanism's output, as in every float implementation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor, nn
 
-from samelaw.fast.dense_calls import DenseCall, cleared, weighted
-from samelaw.fast.general_layers import example_gradients, weighted_gradients
+from samelaw.fast.dense_calls import DenseCall, cleared, normal, weighted
+from samelaw.fast.general_layers import example_gradients
 
 _CHUNK_BYTES = 1 << 26
 
@@ -49,6 +53,8 @@ class DenseGradients:
     def __init__(self, parameters: Mapping[str, nn.Parameter], calls: Sequence[DenseCall], examples: int) -> None:
         self.parameters, self.examples = parameters, examples
         self.general = [call for call in calls if not call.site.linear]
+        self._kept: dict[str, Tensor] | None = None
+        self._general_squares: Tensor | None = None
         self._weights: dict[str, list[_LinearUse]] = {}
         self._biases: dict[str, list[_LinearUse]] = {}
         for call in calls:
@@ -60,12 +66,12 @@ class DenseGradients:
         total = torch.zeros(self.examples, dtype=torch.float64, device=device)
         squares: dict[int, Tensor] = {}
         for uses in self._weights.values():
-            if len(uses) == 1 and uses[0].gradient.shape[1] == 1:
+            if _one_position(uses):
                 total += _squares(uses[0].inputs[:, 0]) * _gradient_squares(uses[0], squares)
             else:
                 total += _weight_norms(uses, self.examples)
         for uses in self._biases.values():
-            if len(uses) == 1 and uses[0].gradient.shape[1] == 1:
+            if _one_position(uses):
                 total += _gradient_squares(uses[0], squares)
             else:
                 total += _bias_norms(uses)
@@ -74,24 +80,31 @@ class DenseGradients:
         return total
 
     def clipped_sums(self, factors: Float64[Tensor, "examples"]) -> dict[str, Float32[Tensor, "..."]]:
-        """sum_i factors[i] * g_i for every parameter, by name; zeros where no loss depends on it."""
-        shares = factors.to(torch.float32)
+        """sum_i factors[i] * g_i for every parameter, by name; zeros where no loss depends on it.
+
+        Call square_norms first.
+        """
+        shares = normal(factors.to(torch.float32))
         # A factor of zero marks a gradient that is not finite, and zero times that would still poison the sum.
         zero = factors == 0
         void = zero if bool(zero.any()) else None
         sums: dict[str, Tensor] = {}
         for name, uses in self._weights.items():
-            for use in uses:
-                _add(sums, name, _weight_sum(use, shares, void))
+            sums[name] = (
+                _weight_sum(uses[0], shares, void) if _one_position(uses) else _weight_sum_64(uses, factors, void)
+            )
         for name, uses in self._biases.items():
-            for use in uses:
-                gradient = cleared(use.gradient.to(torch.float32), void)
-                _add(sums, name, shares @ (gradient[:, 0] if gradient.shape[1] == 1 else gradient.sum(1)))
-        for call in self.general:
-            for name, gradient in weighted_gradients(call, shares, void).items():
-                _add(sums, name, gradient)
+            if _one_position(uses):
+                sums[name] = shares @ cleared(uses[0].gradient[:, 0].to(torch.float32), void)
+            else:
+                parts = [factors @ cleared(use.gradient, void).sum(1, dtype=torch.float64) for use in uses]
+                sums[name] = torch.stack(parts).sum(0)
+        if self.general:
+            sums |= self._general_sums(factors, void)
         return {
-            name: sums[name].contiguous() if name in sums else torch.zeros_like(parameter.detach())
+            name: sums[name].to(torch.float32).view_as(parameter).contiguous()
+            if name in sums
+            else torch.zeros_like(parameter.detach())
             for name, parameter in self.parameters.items()
         }
 
@@ -107,19 +120,56 @@ class DenseGradients:
                 uses.setdefault(call.site.parameters[local], []).append(use)
 
     def _general_norms(self, device: torch.device) -> Float64[Tensor, "examples"]:
-        """Norms of the layers without a closed form; calls that share a parameter add up before they are squared."""
+        """Norms of the layers without a closed form. Their gradients are kept where all examples fit one chunk."""
+        self._general_squares = total = torch.zeros(self.examples, dtype=torch.float64, device=device)
+        for part, gradients in self._general_gradients():
+            total[part] = _all_squares(gradients)
+            if part == slice(0, self.examples):
+                self._kept = gradients
+        return total
+
+    def _general_sums(
+        self, factors: Float64[Tensor, "examples"], void: Bool[Tensor, "examples"] | None
+    ) -> dict[str, Float64[Tensor, "numbers"]]:
+        """Clipped sums of the same layers, from the same per-example gradients."""
+        before = self._general_squares
+        assert before is not None
+        sums: dict[str, Tensor] = {}
+        for part, gradients in self._general_gradients():
+            shares, outside = factors[part], None if void is None else void[part]
+            if self._kept is None:
+                # Made a second time, a gradient has the same bits on a CPU. A device that adds in another order each
+                # time could make a longer one, which must not add more than the norm says.
+                ratio = (before[part] / _all_squares(gradients)).sqrt()
+                shares = cleared(torch.where(ratio < 1, shares * ratio, shares), outside)
+            for name, gradient in gradients.items():
+                _add(sums, name, shares @ cleared(gradient, outside))
+        return sums
+
+    def _general_gradients(self) -> Iterator[tuple[slice, dict[str, Float64[Tensor, "chunk numbers"]]]]:
+        """Per-example gradients by parameter, flat, a chunk of examples at a time; calls that share one add up."""
+        if self._kept is not None:
+            yield slice(0, self.examples), self._kept
+            return
         names = {name for call in self.general for name in call.site.parameters.values()}
         chunk = _chunk(sum(self.parameters[name].numel() for name in names))
-        total = torch.zeros(self.examples, dtype=torch.float64, device=device)
         for start in range(0, self.examples, chunk):
             end = min(start + chunk, self.examples)
             gradients: dict[str, Tensor] = {}
             for call in self.general:
                 for name, part in example_gradients(call, start, end).items():
-                    _add(gradients, name, part)
-            for name in sorted(gradients):
-                total[start:end] += _squares(gradients[name].flatten(1))
-        return total
+                    _add(gradients, name, part.reshape(end - start, -1))
+            yield slice(start, end), gradients
+
+
+def _one_position(uses: Sequence[_LinearUse]) -> bool:
+    """Whether an example's gradient is a single product, in which nothing can cancel."""
+    return len(uses) == 1 and uses[0].gradient.shape[1] == 1
+
+
+def _all_squares(gradients: Mapping[str, Float64[Tensor, "chunk numbers"]]) -> Float64[Tensor, "chunk"]:
+    """Squared norm of each example over all parameters."""
+    return torch.stack([_squares(gradients[name]) for name in sorted(gradients)]).sum(0)
 
 
 def _weight_norms(uses: Sequence[_LinearUse], examples: int) -> Float64[Tensor, "examples"]:
@@ -182,6 +232,31 @@ def _weight_sum(
     else:
         inputs, gradient = cleared(use.inputs.to(torch.float32), void), weighted(use.gradient, shares, void)
     return gradient.flatten(0, 1).t() @ inputs.flatten(0, 1)
+
+
+def _weight_sum_64(
+    uses: Sequence[_LinearUse], factors: Float64[Tensor, "examples"], void: Bool[Tensor, "examples"] | None
+) -> Float64[Tensor, "out in"]:
+    """sum over the uses of (f d)^T a in float64, a chunk of examples at a time.
+
+    An example's positions may cancel down to 10^-8 of their size, and float32 products to 10^-7 alone: an example
+    would add more than the norm says that it has.
+    """
+    height, width = uses[0].gradient.shape[-1], uses[0].inputs.shape[-1]
+    total = factors.new_zeros(height, width)
+    for use in uses:
+        chunk = _chunk(use.gradient.shape[1] * (width + height))
+        for start in range(0, factors.shape[0], chunk):
+            part = slice(start, start + chunk)
+            outside = None if void is None else void[part]
+            a = cleared(use.inputs[part].to(torch.float64), outside)
+            d = cleared(use.gradient[part].to(torch.float64), outside)
+            if width < height:
+                a = a * factors[part, None, None]
+            else:
+                d = d * factors[part, None, None]
+            total += d.flatten(0, 1).t() @ a.flatten(0, 1)
+    return total
 
 
 def _chunk(numbers: int) -> int:

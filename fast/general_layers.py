@@ -1,7 +1,8 @@
 """Per-example gradients of any layer that keeps examples apart, through torch.func.
 
-Norms are made in float64 from one example at a time (vmap), so the layer sees a batch of one; the clipped sum is one
-backward pass of the whole batch with weighted output gradients.
+They are made in float64 from one example at a time (vmap), so the layer sees a batch of one. Norms and clipped sums
+come from the same gradients: a layer that divides by what is nearly zero (a LayerNorm on a constant row) has another
+gradient in every precision, and what is added must be what was measured.
 """
 
 from __future__ import annotations
@@ -10,12 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float32
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
 
 from samelaw.contract.errors import UnsupportedLayerError
-from samelaw.fast.dense_calls import DenseCall, cleared, weighted
+from samelaw.fast.dense_calls import DenseCall
 
 _Convert = Callable[[Tensor], Tensor]
 
@@ -42,30 +42,6 @@ def example_gradients(call: DenseCall, start: int, end: int) -> dict[str, Tensor
             "of its own"
         ) from cause
     return _by_model_name(call, found)
-
-
-def weighted_gradients(
-    call: DenseCall, shares: Float32[Tensor, "examples"], void: Bool[Tensor, "examples"] | None
-) -> dict[str, Tensor]:
-    """sum_i shares[i] * g_i by the model's parameter name, float32. Examples in `void` count as zeros."""
-
-    def clean(value: Tensor) -> Tensor:
-        return value if void is None or not value.is_floating_point() else cleared(value, void)
-
-    constants, parameters = _state(call, lambda t: t)
-    leaves = {name: value.requires_grad_() for name, value in parameters.items()}
-    args, rebuild = _tensors(call, clean)
-    given, named = rebuild(args)
-    with torch.enable_grad():
-        output = functional_call(call.site.module, {**constants, **leaves}, given, named)
-        found = torch.autograd.grad(
-            output, list(leaves.values()), weighted(call.gradient, shares, void), allow_unused=True
-        )
-    gradients = {
-        name: torch.zeros_like(leaf) if part is None else part  # pyright: ignore[reportUnnecessaryComparison]
-        for (name, leaf), part in zip(leaves.items(), found, strict=True)
-    }
-    return _by_model_name(call, gradients)
 
 
 def mixes_examples(call: DenseCall) -> bool:
