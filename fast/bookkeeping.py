@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from samelaw.contract.errors import InputError, MixedExamplesError, PrivacyError, UnsupportedLayerError
+from samelaw.fast.buffers import Buffers
 from samelaw.fast.dense_calls import DenseCall
 from samelaw.fast.dense_gradients import DenseGradients
 from samelaw.fast.kernels import LookupCall
@@ -139,7 +140,7 @@ class Book:
         self.forward = Forward()
         self._token = torch.zeros((), device=device, requires_grad=True)
         self._paused = False
-        self._buffers: dict[str, tuple[int, int]] = {}
+        self._buffers = Buffers(model)
         self._handles = [
             site.module.register_forward_hook(_LayerHook(self, site), with_kwargs=True) for site in self.sites
         ]
@@ -173,12 +174,11 @@ class Book:
     @contextmanager
     def aside(self) -> Generator[None]:
         """A forward pass inside leaves the record, and all that belongs to it, as they were."""
-        before, buffers = self.forward, self._buffers
-        self.forward = Forward()
+        before, self.forward = self.forward, Forward()
         try:
             yield
         finally:
-            self.forward, self._buffers = before, buffers
+            self.forward = before
 
     def note_read(
         self, table: str, where: str, call: LookupCall, examples: int, value: Float32[Tensor, "bags dim"]
@@ -233,10 +233,22 @@ class Book:
         Raises:
             as backward.
         """
+        self.check_buffers()
         examples = self._check_losses(losses)
         self._check_examples(self.forward, examples)
-        self._check_buffers()
         return examples
+
+    def check_buffers(self) -> None:
+        """Refuse a model whose buffers have changed, and put them back.
+
+        Raises:
+            UnsupportedLayerError: names the buffers.
+        """
+        self._buffers.check()
+
+    def keep_buffers(self) -> None:
+        """Buffers were loaded: these are the constants now."""
+        self._buffers.keep()
 
     def clipped_sums(
         self, found: BatchGradients, factors: Float64[Tensor, "examples"]
@@ -287,7 +299,6 @@ class Book:
                 "trainer.evaluation(), or drop the first pass with trainer.discard()"
             )
         self.forward.state = _State.INSIDE
-        self._buffers = {name: (id(b), b._version) for name, b in self.model.named_buffers()}
 
     def _leave(self, *_: Any) -> None:
         if self.forward.state is _State.INSIDE and self.recording:
@@ -346,15 +357,6 @@ class Book:
                     f"layer {call.site.path!r} put out a leading index of {call.examples} for a batch of {examples} "
                     "losses; index i must belong to example i. Keep the batch first, e.g. (batch, length, width)"
                 )
-
-    def _check_buffers(self) -> None:
-        now = {name: (id(b), b._version) for name, b in self.model.named_buffers()}
-        if self._buffers and now != self._buffers:
-            changed = sorted(k for k in {*now, *self._buffers} if now.get(k) != self._buffers.get(k))
-            raise UnsupportedLayerError(
-                f"buffers {changed} changed in a training forward pass: statistics of the batch would leave the model "
-                "without noise. Use layers that keep none (LayerNorm, GroupNorm)"
-            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from samelaw.contract.errors import MixedExamplesError, UnsupportedLayerError
 from samelaw.fast.embedding_layers import TableGroup, TableLayer, has_forward_hooks
@@ -60,13 +60,15 @@ def parameter_sites(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
 
 
 def check_shared_storage(model: nn.Module, groups: list[TableGroup]) -> None:
-    """Refuse a table whose weight is also used by another kind of layer, or shares memory with another parameter.
+    """Refuse a table whose weight is also used by another kind of layer, or memory that two parameters share, or a
+    trainable one and a buffer.
 
     Called before the tables get their stand-ins.
     """
     tables = {id(group.weight): group for group in groups}
     embeddings = {id(module) for group in groups for _, module in group.layers}
     memory: dict[int, tuple[str, int]] = {}
+    trained: dict[int, str] = {}
     for path, module in model.named_modules():
         for local, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{local}" if path else local
@@ -85,6 +87,17 @@ def check_shared_storage(model: nn.Module, groups: list[TableGroup]) -> None:
                     f"parameters {other!r} and {name!r} are different parameters in the same memory; make one of them "
                     "a copy, or tie them by using one nn.Parameter for both"
                 )
+            if parameter.requires_grad and start:
+                trained[start] = name
+    for name, buffer in model.named_buffers():
+        if is_lazy(buffer) or buffer.layout is not torch.strided:
+            continue
+        other = trained.get(buffer.untyped_storage().data_ptr())
+        if other is not None:
+            raise UnsupportedLayerError(
+                f"buffer {name!r} is in the memory of the trainable parameter {other!r}, but buffers are constants; "
+                "register a copy"
+            )
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -184,6 +184,7 @@ class LazyTrainer:
             raise InputError(
                 "a training forward pass is on record, so this step is not empty; call step(losses) or discard()"
             )
+        self._book.check_buffers()
         self._commit(0, {}, {}, torch.zeros(0, dtype=torch.float64, device=self.device), {}, self._was_drawn(0), None)
 
     def train_batch(self, batch: Batch) -> float | None:
@@ -276,8 +277,13 @@ class LazyTrainer:
     # The end.
 
     def settle(self) -> None:
-        """Pay everything that every row owes for the steps so far, a chunk of rows at a time."""
+        """Pay everything that every row owes for the steps so far, a chunk of rows at a time.
+
+        Raises:
+            UnsupportedLayerError: a buffer has changed, which would leave with the weights.
+        """
         self._check_usable()
+        self._book.check_buffers()
         paid = {
             name: table.settle_all(self.step_index, chunk=self.options.settle_chunk)
             for name, table in self.tables.items()
@@ -299,6 +305,7 @@ class LazyTrainer:
 
         Raises:
             UnsettledReleaseError: a row still owes noise.
+            UnsupportedLayerError: a buffer of the model has changed; it was put back.
             LedgerError: the ledger charges for other steps than the histories show.
         """
         self._check_usable()
@@ -341,6 +348,7 @@ class LazyTrainer:
         if self._book.pending:
             raise InputError("a training forward pass is on record; save checkpoints between steps, or discard() it")
         check_savable(self.tables, self.dense, self.model)
+        self._book.check_buffers()
         self.ledger.append("checkpoint", {"step": self.step_index})
         self.ledger.sync()
         save_run(path, self.step_index, self.spec, self.stream, self.ledger, self.tables, self.dense, self.model)
@@ -365,6 +373,7 @@ class LazyTrainer:
         self._book.discard()
         self._interrupted = True
         saved.restore()
+        self._book.keep_buffers()
         self.step_index = record.step
         self._drawn, self._announced = {}, {}
         if self.transcript is not None:
