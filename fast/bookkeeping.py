@@ -14,7 +14,7 @@ Source: Bu et al., "Differentially private optimization on large model at small 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from samelaw.contract.errors import InputError, MixedExamplesError, PrivacyError, UnsupportedLayerError
 from samelaw.fast.buffers import Buffers
@@ -138,7 +138,7 @@ class Book:
         self.parameters: dict[str, nn.Parameter] = {name: named[name] for name in sorted(named)}
         self.sites = parameter_sites(model, self.parameters)
         self.forward = Forward()
-        self._token = torch.zeros((), device=device, requires_grad=True)
+        self._token = torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
         self._paused = False
         self._buffers = Buffers(model)
         self._handles = [
@@ -198,24 +198,28 @@ class Book:
         for handle in self._handles:
             handle.remove()
 
-    def backward(self, losses: Float32[Tensor, "examples"], *, keep_graph: bool = False) -> BatchGradients:
+    def backward(self, losses: Float32[Tensor, "examples"]) -> BatchGradients:
         """Gradients of each example's own loss at every read and layer output on record.
 
         Args:
             losses: one loss per example, from the forward pass on record.
-            keep_graph: leave the graph for another backward pass.
 
         Raises:
             InputError: losses is not a vector that came out of that pass.
             UnsupportedLayerError: a read or layer call does not have the batch as its leading index, a buffer
                 changed, or an input was overwritten after the layer read it.
         """
-        forward = self.forward
-        examples = self.check(losses)
-        gradients = self.gradients(losses.sum(), keep_graph=keep_graph)
+        self.check(losses)
+        return self.collect(losses, self.gradients(losses.sum(), keep_graph=False))
+
+    def collect(self, losses: Float32[Tensor, "examples"], gradients: Sequence[Tensor | None]) -> BatchGradients:
+        """What `gradients` of the sum of the losses, one an edge on record, say about each example."""
+        forward, examples = self.forward, losses.shape[0]
         count = len(forward.reads)
         pooled = [
-            torch.zeros(read.call.bags, read.dim, device=losses.device) if gradient is None else gradient.contiguous()
+            torch.zeros(read.call.bags, read.dim, dtype=torch.float32, device=losses.device)
+            if gradient is None
+            else gradient.contiguous()
             for gradient, read in zip(gradients[:count], forward.reads, strict=True)
         ]
         calls: list[DenseCall] = []
@@ -234,6 +238,11 @@ class Book:
             as backward.
         """
         self.check_buffers()
+        if not torch.is_grad_enabled():
+            raise InputError(
+                "step was called under torch.no_grad() or torch.inference_mode(), where no gradient can be taken; call "
+                "it outside"
+            )
         examples = self._check_losses(losses)
         self._check_examples(self.forward, examples)
         return examples
@@ -341,6 +350,11 @@ class Book:
             )
         if not losses.requires_grad:
             raise InputError("the losses do not depend on any table or trainable layer of the model")
+        if not _reaches(losses.grad_fn, {edge.node for edge in self.forward.edges()}):
+            raise InputError(
+                "the losses do not come from the training forward pass on record: an earlier pass made them, or one "
+                "that was discarded. Compute them from the model's last output"
+            )
         return losses.shape[0]
 
     def _check_examples(self, forward: Forward, examples: int) -> None:
@@ -380,6 +394,19 @@ class _Attach(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Any) -> tuple[None, None]:
         return None, None
+
+
+def _reaches(root: Node | None, places: set[Node]) -> bool:
+    """Whether the autograd graph below `root` holds one of `places`."""
+    stack, seen = [root], set[Node]()
+    while stack:
+        node = stack.pop()
+        if node in places:
+            return True
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(edge[0] for edge in node.next_functions)
+    return False
 
 
 def _check_versions(call: LayerCall) -> None:

@@ -72,7 +72,7 @@ class TorchOracle:
         try:
             with torch.enable_grad():
                 losses, logits = self.loss_fn(self.model, batch)
-            self._found = found = self._book.backward(losses)
+                self._found = found = self._book.backward(losses)
         finally:
             self._reader = None
             self._book.discard()

@@ -174,7 +174,7 @@ class LazyTrainer:
             MixedExamplesError: an example's loss depends on another example.
             UnsupportedLayerError: see bookkeeping.
         """
-        size = losses.shape[0] if losses.dim() else 0
+        size = losses.shape[0] if isinstance(losses, Tensor) and losses.dim() else 0
         self._step(losses, keyed=self._was_drawn(size))
 
     def empty_step(self) -> None:
