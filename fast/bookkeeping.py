@@ -24,13 +24,21 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils.checkpoint import CheckpointError
 
 from samelaw.contract.errors import InputError, MixedExamplesError, PrivacyError, UnsupportedLayerError
 from samelaw.fast.buffers import Buffers
 from samelaw.fast.dense_calls import DenseCall
 from samelaw.fast.dense_gradients import DenseGradients
 from samelaw.fast.kernels import LookupCall
-from samelaw.fast.layer_rules import Site, parameter_sites
+from samelaw.fast.layer_rules import (
+    Site,
+    is_compiled,
+    parameter_sites,
+    refuse_autocast,
+    refuse_compiled,
+    refuse_tracing,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,7 +147,7 @@ class Book:
         self.sites = parameter_sites(model, self.parameters)
         self.forward = Forward()
         self._token = torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
-        self._paused = False
+        self._paused = self.backward_runs = False
         self._buffers = Buffers(model)
         self._handles = [
             site.module.register_forward_hook(_LayerHook(self, site), with_kwargs=True) for site in self.sites
@@ -282,15 +290,24 @@ class Book:
         edges = self.forward.edges()
         if not edges:
             return []
+        self.backward_runs = True
         try:
             with self.paused():
                 return list(torch.autograd.grad(scalar, edges, retain_graph=keep_graph, allow_unused=True))
         except RuntimeError as cause:
+            if isinstance(cause, CheckpointError) or "use_reentrant" in str(cause):
+                raise UnsupportedLayerError(
+                    "torch.utils.checkpoint runs a part of the model a second time in the backward pass, where its "
+                    "tables cannot be read and, with use_reentrant=True, its layers leave no record. Read tables "
+                    "outside of checkpoint(), and pass use_reentrant=False"
+                ) from cause
             if "second time" not in str(cause):
                 raise
             raise InputError(
                 "the graph of these losses is gone: do not call losses.backward(), the trainer does it in step(losses)"
             ) from cause
+        finally:
+            self.backward_runs = False
 
     def _attach(self, value: Tensor) -> Tensor:
         """`value`, no copy, as a node of the autograd graph whose gradient can be asked for."""
@@ -299,6 +316,7 @@ class Book:
     def _enter(self, *_: Any) -> None:
         if not self.recording:
             return
+        refuse_tracing("")
         if self.forward.state is _State.INSIDE:  # it raised: what it recorded belongs to no step
             self.discard()
         if self.forward.state is _State.DONE:
@@ -315,6 +333,11 @@ class Book:
 
     def note_layer(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
         """Record a call of a layer with parameters; returns its output as a place in the autograd graph."""
+        refuse_tracing(site.path)
+        if is_compiled(site.module):
+            refuse_compiled(site.path)
+        if isinstance(output, Tensor):
+            refuse_autocast(output.device.type)
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.dim() == 0:
             raise UnsupportedLayerError(
                 f"layer {site.path!r} ({type(site.module).__name__}) returns {type(output).__name__}; per-example "
@@ -331,6 +354,10 @@ class Book:
             LayerCall(site, detached, named, versions, get_gradient_edge(attached), edges, output.shape[0])
         )
         return attached
+
+    def note_layer_again(self, output: Any) -> Tensor | None:
+        """Activation checkpointing calls a layer again: the graph must get the node that it got the first time."""
+        return None if not isinstance(output, Tensor) or output.requires_grad else self._attach(output)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         if self._refuse_copy is not None:
@@ -381,7 +408,10 @@ class _LayerHook:
     site: Site
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
-        return self.book.note_layer(self.site, args, kwargs, output) if self.book.recording else None
+        book = self.book
+        if book.recording:
+            return book.note_layer(self.site, args, kwargs, output)
+        return book.note_layer_again(output) if book.backward_runs else None
 
 
 class _Attach(torch.autograd.Function):

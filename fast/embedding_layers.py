@@ -233,6 +233,11 @@ def _check_layer(path: str, module: Any) -> None:
             f"use {kind.__name__} itself and do the rest in another layer",
         ),
         (
+            "forward" in vars(module),
+            "its forward was replaced on the instance, and would be lost",
+            f"use {kind.__name__} itself and do the rest in another layer",
+        ),
+        (
             module.max_norm is not None,
             "max_norm rescales the rows that a batch reads, without noise",
             "set max_norm=None",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback  # torch._dynamo takes a second to import
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.parameter import UninitializedParameter, is_lazy
@@ -100,6 +101,43 @@ def check_shared_storage(model: nn.Module, groups: list[TableGroup]) -> None:
             )
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile stands between a call of the module and its forward."""
+    return "_orig_mod" in vars(module)["_modules"] or module._compiled_call_impl is not None
+
+
+def under_compiler() -> bool:
+    """Whether this code is being traced by torch.compile, or runs where tracing it was given up."""
+    return torch.compiler.is_compiling() or get_eval_frame_callback() not in (None, False)
+
+
+def refuse_compiled(path: str) -> NoReturn:
+    raise UnsupportedLayerError(
+        f"module {path!r} is compiled by torch.compile, or runs inside a module that is, so what layers read and put "
+        "out cannot be recorded. Train the plain module, and compile it after release()"
+    )
+
+
+def refuse_tracing(path: str) -> None:
+    """Refuse a call that torch.compile traces."""
+    if under_compiler():
+        refuse_compiled(path)
+
+
+def refuse_autocast(device: str) -> None:
+    """Refuse to go on in half precision."""
+    if torch.is_autocast_enabled(device):
+        raise UnsupportedLayerError(
+            f"torch.autocast is on for {device}: clipped sums of half precision can exceed the clip norm by rounding "
+            "alone. Train in float32: leave the autocast context, which may be around the forward pass or inside it"
+        )
+
+
+def _is_trained(module: nn.Module) -> bool:
+    """Whether a module holds, or is, something that is trained."""
+    return any(p.requires_grad for p in module.parameters()) or any(isinstance(m, TableLayer) for m in module.modules())
+
+
 def _is_linear(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.Linear)
@@ -111,6 +149,8 @@ def _is_linear(module: nn.Module) -> bool:
 def _check_module(path: str, module: Any) -> None:
     """Refuse layers that mix examples or keep state of them, trainable or not."""
     kind = type(module).__name__
+    if is_compiled(module) and _is_trained(module):
+        refuse_compiled(path)
     if isinstance(module, _BatchNorm):
         raise MixedExamplesError(
             f"layer {path!r} ({kind}) normalises over the batch, so one example changes every other's gradient and "
@@ -156,6 +196,11 @@ def _check_parameters(path: str, module: Any) -> None:
         own = [name for name, p in module.named_parameters(recurse=False) if p.requires_grad]
         raise UnsupportedLayerError(
             f"module {path!r} ({kind}) has parameters of its own ({', '.join(own)}) beside its layers, {bare}"
+        )
+    if "forward" in vars(module):
+        raise UnsupportedLayerError(
+            f"layer {path!r} ({kind}) has had its forward replaced on the instance, so it may do something else than "
+            "its class. Write a class of your own with that forward"
         )
     if isinstance(module, nn.RNNBase):
         raise UnsupportedLayerError(

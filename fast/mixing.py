@@ -42,18 +42,24 @@ class FirstBatches:
         examples = book.check(losses)
         if not self._uses_checked:
             check_parameter_uses(book, losses)
+        if self._check_mixing and examples > 1:
+            found = self._checked(book, losses)
+        else:
+            found = book.collect(losses, book.gradients(losses.sum(), keep_graph=False))
+        if not self._uses_checked:
             for parameter in book.parameters.values():
                 parameter.requires_grad_(False)
             self._uses_checked = True
-        if not self._check_mixing or examples < 2:
-            return book.collect(losses, book.gradients(losses.sum(), keep_graph=False))
+        return found
+
+    def _checked(self, book: Book, losses: Tensor) -> BatchGradients:
+        names, places = _names(book), (*book.forward.reads, *book.forward.layers)
         due = _is_due(self._batches + 1)
-        names = _names(book)
         waiting = any(self._shown[name] < _ENOUGH for name in names)
         gradients = book.gradients(losses.sum(), keep_graph=due or waiting)
         shown = {
-            name: _examples_with_gradient(place, gradient, examples)
-            for name, place, gradient in zip(names, (*book.forward.reads, *book.forward.layers), gradients, strict=True)
+            name: _examples_with_gradient(place, gradient, losses.shape[0])
+            for name, place, gradient in zip(names, places, gradients, strict=True)
             if self._shown[name] < _ENOUGH
         }
         checking = due or any(shown.values())

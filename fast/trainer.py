@@ -17,7 +17,6 @@ from samelaw.contract.errors import (
     PrivacyError,
     ResumeError,
     UnsettledReleaseError,
-    UnsupportedLayerError,
 )
 from samelaw.contract.ledger import Ledger
 from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
@@ -28,7 +27,7 @@ from samelaw.fast.bookkeeping import BatchGradients, Book
 from samelaw.fast.clipping import clip_factors
 from samelaw.fast.embedding_layers import TableGroup, find_tables, guard_model, replace_layers, restore_layers
 from samelaw.fast.kernels import Kernels, LookupCall, NoisePlan
-from samelaw.fast.layer_rules import check_shared_storage
+from samelaw.fast.layer_rules import check_shared_storage, refuse_autocast, refuse_tracing
 from samelaw.fast.lookups import own_copy
 from samelaw.fast.mixing import FirstBatches
 from samelaw.fast.modes import training_modes
@@ -414,16 +413,10 @@ class LazyTrainer:
     def read(self, table: str, call: LookupCall, examples: int, where: str) -> Float32[Tensor, "bags dim"]:
         """Settle and pool; in a training forward pass, record."""
         self._check_usable()
-        self._refuse_autocast()
+        refuse_tracing(where)
+        refuse_autocast(self.device.type)
         value = self.tables[table].read(call, self.step_index)
         return self._book.note_read(table, where, call, examples, value) if self._book.recording else value
-
-    def _refuse_autocast(self) -> None:
-        if torch.is_autocast_enabled(self.device.type):
-            raise UnsupportedLayerError(
-                f"torch.autocast is on for {self.device.type}: clipped sums of half precision can exceed the clip norm "
-                "by rounding alone. Train in float32: leave the autocast context around the forward pass and the step"
-            )
 
     def settled_weights(self, table: str) -> Float32[Tensor, "rows dim"]:
         """The whole table, if no row owes noise. Raises UnsettledReleaseError otherwise."""
@@ -460,7 +453,7 @@ class LazyTrainer:
     def _step(self, losses: Tensor, *, keyed: bool) -> None:
         """Everything that can go wrong first, then `_commit`."""
         self._check_ready()
-        self._refuse_autocast()
+        refuse_autocast(self.device.type)
         try:
             found = self._first_batches.backward(self._book, losses)
             calls, pooled, factors = self._clip(found)

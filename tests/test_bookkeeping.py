@@ -76,6 +76,17 @@ class Gain(nn.Module):
         return (x + shift) * self.gain
 
 
+class Temperature(nn.Module):
+    """A layer whose parameter is a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
 class Transposed(nn.Module):
     """Uses a Linear's weight the other way round, through a parameter that is registered here too."""
 
@@ -146,6 +157,7 @@ EXACT = {
     "strided, grouped convolution": Case(lambda: Sequence(nn.Conv2d(2, 4, 2, stride=2, groups=2)), (2, 4, 4)),
     "a layer of one's own": Case(lambda: Sequence(nn.Linear(3, 3), Gain(3), nn.Linear(3, 2)), (3,)),
     "a layer of one's own first": Case(lambda: Sequence(Names(), nn.Linear(3, 2)), (5,)),
+    "a number as parameter": Case(lambda: Sequence(nn.Linear(3, 3), Temperature()), (3,)),
     "two layers of one's own": Case(lambda: Sequence(Gain(3), Gain(3)), (3,)),
 }
 
@@ -183,7 +195,7 @@ def test_norms_and_clipped_sums_are_those_of_autograd(name: str) -> None:
     gradients = autograd(model, x)
     book, found = kept(model, x)
     assert list(book.parameters) == sorted(gradients)
-    squares = sum(g.flatten(1).square().sum(1) for g in gradients.values())
+    squares = sum(g.reshape(EXAMPLES, -1).square().sum(1) for g in gradients.values())
     assert isinstance(squares, Tensor)
     # An upper bound, but for the few float64 roundings that the clip factor's margin covers. What it adds for
     # cancellation is below 2^-40 of sum |a|^2|d|^2, here below 2^24.

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from samelaw.contract.errors import (
     AddressError,
@@ -108,6 +109,17 @@ def hooked(net: nn.Module, path: str) -> nn.Module:
     return net
 
 
+def patched(net: nn.Module, path: str) -> nn.Module:
+    layer = net.get_submodule(path)
+    layer.forward = lambda *args, before=layer.forward: before(*args) * 2
+    return net
+
+
+def compiled(net: nn.Module, path: str) -> nn.Module:
+    net.get_submodule(path).compile(backend="eager")
+    return net
+
+
 class Norm(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) / 2
@@ -138,6 +150,23 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], type[SamelawError], str]] = {
     "an empty table": (lambda: Net(table=nn.Embedding(0, 4)), UnsupportedLayerError, r"shape \(0, 4\)"),
     "an embedding of one's own": (lambda: Net(table=Norm(6, 4)), UnsupportedLayerError, "Norm overrides the forward"),
     "a hooked table": (lambda: hooked(Net(), "table"), UnsupportedLayerError, "'table': the layer has forward hooks"),
+    "a table with another forward": (
+        lambda: patched(Net(), "table"),
+        UnsupportedLayerError,
+        "'table': its forward was",
+    ),
+    "a layer with another forward": (
+        lambda: patched(Net(nn.Linear(4, 2)), "rest.0"),
+        UnsupportedLayerError,
+        "'rest.0' .Linear. has had its forward replaced",
+    ),
+    "a compiled model": (lambda: torch.compile(Net(), backend="eager"), UnsupportedLayerError, "after release"),
+    "a model compiled in place": (lambda: compiled(Net(), ""), UnsupportedLayerError, "after release"),
+    "a compiled layer": (
+        lambda: compiled(Net(nn.Linear(4, 2)), "rest.0"),
+        UnsupportedLayerError,
+        "'rest.0' is compiled",
+    ),
     "a bare embedding": (lambda: nn.Embedding(6, 4), UnsupportedLayerError, r"nn\.Sequential\(embedding\)"),
     "padding that disagrees": (disagreeing_padding, UnsupportedLayerError, "table, other share one weight"),
     "an output layer tied to a table": (tied, UnsupportedLayerError, "'rest.0.weight' is the weight of table 'table'"),
@@ -273,6 +302,98 @@ def test_a_loss_that_mixes_examples_is_refused_before_anything_is_charged() -> N
     assert trainer.step_index == 0
     assert [entry.event for entry in trainer.ledger.entries] == ["open"]
     trainer.step(net(IDS))
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("how", ["torch.compile", "model.compile", "layer.compile"])
+def test_a_model_compiled_while_it_is_trained_is_refused_at_its_call(how: str, backend: str) -> None:
+    torch._dynamo.reset()
+    net = Net(nn.Linear(4, 2), nn.Tanh())
+    trainer = trainer_of(net)
+    trainer.step(net(IDS))
+    model = torch.compile(net, backend=backend) if how == "torch.compile" else net
+    if how == "model.compile":
+        net.compile(backend=backend)
+    if how == "layer.compile":
+        net.rest[0].compile(backend=backend)
+    for _ in range(2):
+        with pytest.raises(UnsupportedLayerError, match=r"torch\.compile.*compile it after release"):
+            model(IDS)
+    assert trainer.step_index == 1
+    net.rest[0]._compiled_call_impl = net._compiled_call_impl = None
+    trainer.step(net(IDS))
+    trainer.release()
+
+
+def test_what_is_compiled_and_trains_nothing_is_let_be() -> None:
+    net = Net(nn.Linear(4, 2), activation := nn.Tanh())
+    activation.compile(backend="eager")
+    trainer = trainer_of(net)
+    trainer.step(net(IDS))
+
+
+class Checkpointed(Net):
+    """Part of it runs again in the backward pass."""
+
+    def __init__(self, part: str, *, reentrant: bool | None) -> None:
+        super().__init__(nn.Linear(4, 3), nn.Tanh(), nn.LayerNorm(3), nn.Linear(3, 2))
+        self.part, self.reentrant = part, reentrant
+
+    def forward(self, ids: Tensor) -> Tensor:
+        read = self.table(ids)
+        given: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+            "after the table": (self.rest, read),
+            "beside the table": (self.rest, torch.linspace(0, 1, 12).view(3, 4)),
+            "with the table": (lambda ids: self.rest(self.table(ids)), ids),
+        }
+        part, x = given[self.part]
+        y = part(x) if self.reentrant is None else checkpoint(part, x, use_reentrant=self.reentrant)
+        return y.sum(1) + read.sum(1)
+
+
+@pytest.mark.parametrize(("part", "reentrant"), [("with the table", False), ("after the table", True)])
+def test_activation_checkpointing_that_cannot_be_followed_is_refused(part: str, reentrant: bool) -> None:
+    net = Checkpointed(part, reentrant=reentrant)
+    trainer = trainer_of(net)
+    for _ in range(2):
+        losses = net(IDS)
+        with pytest.raises(UnsupportedLayerError, match=r"torch\.utils\.checkpoint.*pass use_reentrant=False"):
+            trainer.step(losses)
+    assert trainer.step_index == 0
+
+
+@pytest.mark.parametrize("part", ["after the table", "beside the table"])
+def test_activation_checkpointing_of_layers_changes_no_bit(part: str) -> None:
+    released = []
+    for reentrant in (False, None):
+        torch.manual_seed(0)
+        net = Checkpointed(part, reentrant=reentrant)
+        trainer = trainer_of(net)
+        for _ in range(3):
+            trainer.step(net(IDS))
+        released.append(trainer.release())
+    for name, value in released[0].dense.items():
+        assert np.array_equal(value, released[1].dense[name]), name
+    assert np.array_equal(released[0].tables["table"], released[1].tables["table"])
+
+
+def test_autocast_is_refused_wherever_a_layer_is_called() -> None:
+    class Inside(Net):
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.table(ids)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self.rest(x).float().sum(1)
+
+    net = Inside(nn.Linear(4, 2))
+    trainer = trainer_of(net)
+    with pytest.raises(UnsupportedLayerError, match=r"torch\.autocast is on for cpu"):
+        net(IDS)
+    without_tables = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    trainer_of(without_tables)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(UnsupportedLayerError, match=r"torch\.autocast is on for cpu"):
+            without_tables(torch.ones(3, 4))
+        trainer.empty_step()
 
 
 def test_an_optimiser_or_scheduler_is_no_schedule() -> None:
