@@ -103,7 +103,7 @@ def check_shared_storage(model: nn.Module, groups: list[TableGroup]) -> None:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether torch.compile stands between a call of the module and its forward."""
-    return "_orig_mod" in vars(module)["_modules"] or module._compiled_call_impl is not None
+    return "_orig_mod" in vars(module)["_modules"] or vars(module).get("_compiled_call_impl") is not None
 
 
 def under_compiler() -> bool:

@@ -17,6 +17,7 @@ from samelaw.contract.errors import (
     PrivacyError,
     ResumeError,
     UnsettledReleaseError,
+    UnsupportedLayerError,
 )
 from samelaw.contract.ledger import Ledger
 from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
@@ -173,8 +174,8 @@ class LazyTrainer:
             MixedExamplesError: an example's loss depends on another example.
             UnsupportedLayerError: see bookkeeping.
         """
-        size = losses.shape[0] if isinstance(losses, Tensor) and losses.dim() else 0
-        self._step(losses, keyed=self._was_drawn(size))
+        shape = getattr(losses, "shape", ())  # whatever was handed in: Book.check says what is wrong with it
+        self._step(losses, keyed=self._was_drawn(shape[0] if shape else 0))
 
     def empty_step(self) -> None:
         """A step whose sample is empty: noise alone."""
