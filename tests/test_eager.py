@@ -251,13 +251,13 @@ def test_E1_replay_is_eager_to_the_bit():
 
 @pytest.mark.parametrize("schedule", ["constant", "with a pause", "cosine"])
 def test_E2_bridge_stays_within_the_derived_bound_which_is_not_vacuous(schedule):
-    steps = 80
+    steps = 48
     spec = make_spec(
         Mode.BRIDGE,
         schedule={
             "constant": Schedule.constant(0.5, steps=steps),
-            "with a pause": Schedule.piecewise([20, 50], [0.5, 0.0, 0.05], steps=steps),
-            "cosine": Schedule.warmup_cosine(1.5, steps=steps, warmup=20),
+            "with a pause": Schedule.piecewise([12, 30], [0.5, 0.0, 0.05], steps=steps),
+            "cosine": Schedule.warmup_cosine(1.5, steps=steps, warmup=12),
         }[schedule],
     )
     eager = train(trainer_of(spec=spec))
@@ -289,10 +289,10 @@ def test_E2_settlements_walk_the_same_path():
 
 def test_E2_the_bound_from_the_largest_values_met_holds_and_is_tighter():
     """W and N measured at every single step of the eager run, as the formula's own symbols."""
-    trainer = trainer_of(spec=make_spec(Mode.BRIDGE, schedule=Schedule.constant(0.5, steps=60)))
+    trainer = trainer_of(spec=make_spec(Mode.BRIDGE, schedule=Schedule.constant(0.5, steps=36)))
     largest = {name: np.abs(weights).max(axis=1).astype(np.float64) for name, weights in trainer.tables.items()}
     increment = 0.0
-    for step in range(60):
+    for step in range(36):
         before = trainer.tables
         trainer.train_batch(batch_of(trainer.sample(), (20, 25, 20)))
         for name, weights in trainer.tables.items():
@@ -308,7 +308,7 @@ def test_E2_the_bound_from_the_largest_values_met_holds_and_is_tighter():
     for name, weights in trainer.tables.items():
         touches = sum(np.isin(np.arange(len(weights)), r.rows.get(name, [])) for r in trainer.transcript.steps)
         bound = bridge_rounding_bound(
-            steps=60, touches=touches, largest_weight=largest[name], largest_increment=increment
+            steps=36, touches=touches, largest_weight=largest[name], largest_increment=increment
         )
         assert (np.abs(weights.astype(np.float64) - lazy.tables[name]).max(axis=1) <= bound).all()
         assert (bound < general[name]).all()
