@@ -31,7 +31,7 @@ End ByRow.
 
 (** ** Exact finite laws *)
 
-Open Scope Q_scope.
+Local Open Scope Q_scope.
 Local Arguments Qplus : simpl never.
 Local Arguments Qmult : simpl never.
 
