@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from samelaw.contract.spec import CANCELLATION_MARGIN, CLIP_MARGIN
+from samelaw.contract.spec import CANCELLATION_MARGIN
 from samelaw.contract.trace import GradientSums, Lookup, Pooling
+from samelaw.reference.truncation import batch_sum, clip_factor, contribution
 
 LANES = 8
 
@@ -88,12 +89,10 @@ def clip_factors(square_norms: Float64[np.ndarray, "examples"], clip_norm: float
         S3  f * norm <= C * (1 - 2^-20) up to float64 rounding, which the margin of 2^-20 covers.
         S4  f = 0 where the square norm is not a finite number >= 0: such an example contributes nothing.
     """
-    target = clip_norm * (1 - CLIP_MARGIN)
     factors = np.zeros(square_norms.shape, dtype=np.float64)
     for example, square in enumerate(square_norms.tolist()):
         if math.isfinite(square) and square >= 0:
-            norm = math.sqrt(square)
-            factors[example] = 1.0 if norm <= target else target / norm
+            factors[example] = clip_factor(square, clip_norm)
     return factors
 
 
@@ -132,18 +131,19 @@ def gradient_sums(
             C * 2^-exponent.
         S5  The sum does not depend on the order of the examples: it is exact.
     """
-    totals: dict[str, dict[int, Int64[np.ndarray, "dim"]]] = {}
+    parts: dict[str, dict[int, list[Int64[np.ndarray, "dim"]]]] = {}
     for example in contributions(lookups, pooled, factors, exponent, table_order):
         for table, of_rows in example.items():
-            total = totals.setdefault(table, {})
-            for row, contribution in of_rows.items():
-                total[row] = total[row] + contribution if row in total else contribution
+            for row, part in of_rows.items():
+                parts.setdefault(table, {}).setdefault(row, []).append(part)
     sums = GradientSums(exponent, factors=factors)
     for table in table_order:
-        if totals.get(table):
-            rows = sorted(totals[table])
+        if parts.get(table):
+            rows = sorted(parts[table])
             sums.rows[table] = np.array(rows, dtype=np.int64)
-            sums.sums[table] = np.stack([totals[table][row] for row in rows])
+            sums.sums[table] = np.stack(
+                [batch_sum(parts[table][row], np.zeros_like(parts[table][row][0])) for row in rows]
+            )
     return sums
 
 
@@ -202,6 +202,4 @@ def _row_gradients(bags: Sequence[Bag]) -> dict[int, Float64[np.ndarray, "dim"]]
 
 def _truncate(x: Float64[np.ndarray, "dim"], scale: float) -> Int64[np.ndarray, "dim"]:
     """x * scale toward zero. A scale of zero contributes zeros, whatever x holds."""
-    if scale == 0:
-        return np.zeros(x.shape, dtype=np.int64)
-    return np.trunc(x * scale).astype(np.int64)
+    return np.zeros(x.shape, dtype=np.int64) if scale == 0 else contribution(x, scale)

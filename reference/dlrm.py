@@ -11,6 +11,7 @@ bits of one example depend on that example alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from samelaw.contract.errors import InputError
 from samelaw.contract.oracle import ExampleGradients, Reader
 from samelaw.contract.spec import CONTRIBUTION_BITS
 from samelaw.contract.trace import Batch, Feature, Lookup
+from samelaw.reference.truncation import contribution
 
 
 class NumpyDLRM:
@@ -98,7 +100,8 @@ class NumpyDLRM:
             for example, factor in zip(self._last, factors.tolist(), strict=True):
                 if factor > 0:
                     gradient = example.dense[name].astype(np.float64)
-                    total = total + np.trunc(gradient * np.ldexp(factor, -self.exponent)).astype(np.int64)
+                    part = contribution(gradient.ravel(), math.ldexp(factor, -self.exponent))
+                    total = total + part.reshape(parameter.shape)
             sums[name] = np.ldexp(total.astype(np.float32), self.exponent)
         return sums
 

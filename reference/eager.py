@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -16,10 +18,15 @@ from samelaw.contract.run import Release, StepRecord, Transcript
 from samelaw.contract.spec import PrivacySpec
 from samelaw.contract.trace import Batch, GradientSums, Lookup
 from samelaw.reference.clipping import clip_factors, gradient_sums, square_norms
+from samelaw.reference.lazy_schedule import Model, Read, eager_step
 from samelaw.reference.noise import normals
 from samelaw.reference.reading import read_bags
+from samelaw.reference.rows import Counts, Rows, Values, Weights
 from samelaw.reference.sampling import poisson_sample
 from samelaw.reference.settlement import Settlement
+
+Found: TypeAlias = tuple[GradientSums, np.ndarray | None, Values]
+"""What a step found out: gradient sums, losses, and the values of the touched rows as they were read."""
 
 
 class EagerTrainer:
@@ -68,11 +75,13 @@ class EagerTrainer:
         self.spec, self.stream, self.oracle, self.examples = spec, stream, oracle, examples
         self.padding = dict(padding)
         self.step_index = 0
-        self._tables = {name: np.array(tables[name], order="C") for name in sorted(tables)}
+        self._weights = Weights({name: tables[name] for name in sorted(tables)})
+        self._tables = self._weights.arrays
         self._settlements = {
             name: Settlement(spec.mode, stream, spec.clock, table=number, dim=weights.shape[1])
             for number, (name, weights) in enumerate(self._tables.items())
         }
+        self._everyone = {name: np.arange(len(weights)) for name, weights in self._tables.items()}
         self.transcript = Transcript(self.tables, self._dense()) if record else None
         self.ledger = Ledger() if ledger is None else ledger
         self._open_ledger()
@@ -101,27 +110,14 @@ class EagerTrainer:
                 f"the schedule ends after {self.spec.schedule.steps} steps, and step {step} was asked for: "
                 "declare a longer schedule before the run"
             )
-        rate = np.float32(self.spec.schedule.rate(step) / self.spec.expected_batch_size)
-        scale = self.spec.clock.scale(step)
 
-        sums, losses = self._sums_and_losses(batch)
-        reads = {name: self._tables[name][rows] for name, rows in sums.rows.items()}  # an indexed copy
+        def model(read: Read) -> tuple[Rows, GradientSums, Found]:
+            sums, losses = self._sums_and_losses(batch, read)
+            return sums.rows, sums, (sums, losses, read(sums.rows))
+
+        sums, losses, reads = self._make_step(step, model)
+        self._update_dense(step, sums)
         loss = None if losses is None else float(np.mean(losses, dtype=np.float64))
-
-        for name, rows in sums.rows.items():
-            gradient = np.ldexp(sums.sums[name].astype(np.float32), sums.exponent)
-            self._tables[name][rows] = self._tables[name][rows] - rate * gradient
-        for name, weights in self._tables.items():
-            rows = self._noisy_rows(name)
-            for payment in self._settlements[name].payments(rows, step, step + 1):
-                weights[rows] = weights[rows] - payment
-
-        for number, name in enumerate(sorted(self.oracle.dense)):
-            parameter = self.oracle.dense[name]
-            if name in sums.dense:
-                parameter[...] = parameter - rate * sums.dense[name]
-            noise = normals(self.stream, Purpose.DENSE, number, np.zeros(1, dtype=np.int64), step, dim=parameter.size)
-            parameter[...] = parameter - scale * noise.reshape(parameter.shape)
 
         keyed = np.array_equal(batch.indices, self.sample())
         self.ledger.append(
@@ -143,7 +139,7 @@ class EagerTrainer:
 
     def gradient_sums(self, batch: Batch) -> GradientSums:
         """Clipped sums of `batch` at the present weights; changes nothing."""
-        return self._sums_and_losses(batch)[0]
+        return self._sums_and_losses(batch, self._weights.__getitem__)[0]
 
     def settle(self) -> None:
         """Nothing to do: eager owes nothing."""
@@ -157,12 +153,47 @@ class EagerTrainer:
             self.transcript.final_dense = self._dense()
         return Release(self.tables, self._dense(), self.step_index, entry.hash)
 
-    def _sums_and_losses(self, batch: Batch) -> tuple[GradientSums, np.ndarray | None]:
+    def _make_step(self, step: int, model: Model[GradientSums, Found]) -> Found:
+        """Tables after one step; what the model found."""
+        return eager_step(self._weights, step, model, self._everyone, self._updated, self._settled)
+
+    def _updated(self, step: int, rows: Rows, sums: GradientSums, values: Values) -> Values:
+        """w = fl32(w - fl32(a_t * G)) for the rows that an example touched."""
+        rate = self._rate(step)
+        return {
+            name: values[name] - rate * np.ldexp(sums.sums[name].astype(np.float32), sums.exponent) for name in rows
+        }
+
+    def _settled(self, rows: Rows, since: Counts, until: int, values: Values) -> Values:
+        """The rows after each has paid for its own steps since, ..., until - 1. A padding row never owes anything."""
+        paid: Values = {}
+        for name, ids in rows.items():
+            noisy = ids != self.padding.get(name, -1)
+            paid[name] = values[name].copy()
+            paid[name][noisy] = self._settlements[name].settle(
+                values[name][noisy], ids[noisy], since[name][noisy], until
+            )
+        return paid
+
+    def _update_dense(self, step: int, sums: GradientSums) -> None:
+        """Gradient first, then noise, on every dense parameter."""
+        rate, scale = self._rate(step), self.spec.clock.scale(step)
+        for number, name in enumerate(sorted(self.oracle.dense)):
+            parameter = self.oracle.dense[name]
+            if name in sums.dense:
+                parameter[...] = parameter - rate * sums.dense[name]
+            noise = normals(self.stream, Purpose.DENSE, number, np.zeros(1, dtype=np.int64), step, dim=parameter.size)
+            parameter[...] = parameter - scale * noise.reshape(parameter.shape)
+
+    def _rate(self, step: int) -> np.float32:
+        return np.float32(self.spec.schedule.rate(step) / self.spec.expected_batch_size)
+
+    def _sums_and_losses(self, batch: Batch, read: Read) -> tuple[GradientSums, np.ndarray | None]:
         """The whole of one step's gradient; an empty batch has none, and the oracle is not asked."""
         exponent = self.spec.contribution_exponent
         if len(batch) == 0:
             return GradientSums(exponent, factors=np.zeros(0)), None
-        found = self.oracle.gradients(batch, self._read)
+        found = self.oracle.gradients(batch, lambda lookup: self._pooled(lookup, read))
         lookups = [self._without_padding(lookup) for lookup in found.lookups]
         factors = clip_factors(
             square_norms(lookups, found.pooled, found.dense_square_norms, list(self._tables)),
@@ -172,12 +203,13 @@ class EagerTrainer:
         sums.dense = self.oracle.clipped_dense_sum(factors)
         return sums, found.losses
 
-    def _read(self, lookup: Lookup) -> Float32[np.ndarray, "bags dim"]:
+    def _pooled(self, lookup: Lookup, read: Read) -> Float32[np.ndarray, "bags dim"]:
         """Serve one table call of the oracle."""
         if lookup.table not in self._tables:
             raise InputError(f"the model reads table {lookup.table!r}; the trainer has {list(self._tables)}")
         lookup.check_rows(len(self._tables[lookup.table]))
-        return read_bags(self._tables[lookup.table], lookup)
+        values = read({lookup.table: lookup.ids})[lookup.table]
+        return read_bags(values, replace(lookup, ids=np.arange(lookup.ids.size)))
 
     def _without_padding(self, lookup: Lookup) -> Lookup:
         """The lookup that gradients flow through: a bag of one padding id becomes an empty bag."""
@@ -199,11 +231,6 @@ class EagerTrainer:
             lookup.pooling,
             None if lookup.weights is None else lookup.weights[keep],
         )
-
-    def _noisy_rows(self, name: str) -> Int64[np.ndarray, "n"]:
-        """Every row of a table but its padding row."""
-        rows = np.arange(len(self._tables[name]), dtype=np.int64)
-        return rows[rows != self.padding[name]] if name in self.padding else rows
 
     def _dense(self) -> dict[str, np.ndarray]:
         return _copies(self.oracle.dense)

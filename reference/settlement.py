@@ -16,7 +16,9 @@ from samelaw.contract.errors import InputError
 from samelaw.contract.noise import NoiseStream, Purpose
 from samelaw.contract.schedule import NoiseClock
 from samelaw.contract.spec import Mode
+from samelaw.reference.lazy_schedule import pay_steps
 from samelaw.reference.noise import normals
+from samelaw.reference.rows import Rows, Values
 
 BRIDGE_BITS = 30
 LARGEST_UNITS = float(1 << 51)  # below this, rint and (x + 1.5 * 2^52) - 1.5 * 2^52 are the same function
@@ -90,12 +92,24 @@ class Settlement:
             since: steps that each row has paid for.
             until: steps to have paid for afterwards.
         """
+        pay = self._pay_step_by_step if self.mode is Mode.REPLAY else self._pay_at_once
         settled = weights.copy()
-        for start in np.unique(since):
+        for start in np.unique(since).tolist():
             owing = since == start
-            for payment in self.payments(rows[owing], int(start), until):
-                settled[owing] = settled[owing] - payment
+            due = {"": rows[owing]}
+            settled[owing] = pay(due, start, until, {"": settled[owing]})[""]
         return settled
+
+    def _pay_step_by_step(self, rows: Rows, since: int, until: int, values: Values) -> Values:
+        self._check_span(since, until)
+        return pay_steps(rows, since, until, values, self._pay_at_once)
+
+    def _pay_at_once(self, rows: Rows, since: int, until: int, values: Values) -> Values:
+        paid = dict(values)
+        for name, ids in rows.items():
+            for payment in self.payments(ids, since, until):
+                paid[name] = paid[name] - payment
+        return paid
 
     @property
     def unit_exponent(self) -> int:
