@@ -48,8 +48,8 @@ Proof. induction rs as [|r rs IH]; [reflexivity|]. cbn in *. now rewrite IH. Qed
 Definition settle (L : Table Val) (H : History) (t : nat) (rs : list nat) : Table Val * History :=
   @settle_rows Plain Identity Val L H t rs (@by_row Plain Identity Val owe).
 
-Definition step (L : Table Val) (H : History) (t : nat) (program : Program Val (list nat * list Grad * Side))
-    (ahead : list nat) (update : nat -> list nat -> list Grad -> list Val -> list Val) : Table Val * History * Side :=
+Definition step (L : Table Val) (H : History) (t : nat) (program : Program Val (list nat * Grad * Side))
+    (ahead : list nat) (update : nat -> list nat -> Grad -> list Val -> list Val) : Table Val * History * Side :=
   @lazy_step Plain Identity Val Grad Side L H t program ahead update (@by_row Plain Identity Val owe).
 
 Lemma settle_is L H t rs :
@@ -108,9 +108,9 @@ Proof.
 Qed.
 
 (** The loop of the lazy run, from step t on. *)
-Variable plan : nat -> Side -> Program Val (list nat * list Grad * Side).
+Variable plan : nat -> Side -> Program Val (list nat * Grad * Side).
 Variable look_ahead : nat -> Side -> list nat.
-Variable update : nat -> list nat -> list Grad -> list Val -> list Val.
+Variable update : nat -> list nat -> Grad -> list Val -> list Val.
 
 Fixpoint loop (n t : nat) (state : Table Val * History * Side) : Table Val * History * Side :=
   match n with
@@ -160,7 +160,7 @@ Proof.
   apply agree. specialize (F r). now rewrite fill_in in F.
 Qed.
 
-Lemma step_agrees t ahead update : forall (program : Program Val (list nat * list Grad * Side)) (L : Table Val)
+Lemma step_agrees t ahead update : forall (program : Program Val (list nat * Grad * Side)) (L : Table Val)
   (H : History), (forall r, H r <= t) -> (forall r, snd (fst (step owe L H t program ahead update)) r <= through r) ->
   step owe L H t program ahead update = step other L H t program ahead update.
 Proof.
@@ -218,9 +218,9 @@ Section Logged.
 Context {Val Grad Side : Set}.
 Definition Logged : Set := (Val * list (nat * nat))%type.
 Variable owe : nat -> nat -> nat -> Val -> Val.
-Variable plan : nat -> Side -> Program Val (list nat * list Grad * Side).
+Variable plan : nat -> Side -> Program Val (list nat * Grad * Side).
 Variable look_ahead : nat -> Side -> list nat.
-Variable update : nat -> list nat -> list Grad -> list Val -> list Val.
+Variable update : nat -> list nat -> Grad -> list Val -> list Val.
 
 Definition owe_logged (r a b : nat) (w : Logged) : Logged := (owe r a b (fst w), snd w ++ [(a, b)]).
 
@@ -230,7 +230,7 @@ Fixpoint blind {A : Set} (program : Program Val A) : Program Logged A :=
 
 Definition plan_logged (t : nat) (side : Side) := blind (plan t side).
 
-Definition update_logged (t : nat) (touched : list nat) (gradient : list Grad) (vs : list Logged) : list Logged :=
+Definition update_logged (t : nat) (touched : list nat) (gradient : Grad) (vs : list Logged) : list Logged :=
   combine (update t touched gradient (map fst vs)) (map snd vs).
 
 Definition values (L : Table Logged) : Table Val := fun r => fst (L r).
@@ -255,7 +255,7 @@ Proof.
   destruct vs as [|v vs]; [apply E|]. cbn. apply IH. intro x. unfold upd. destruct (Nat.eqb_spec x a); [now subst|apply E].
 Qed.
 
-Lemma step_keeps t ahead : forall (program : Program Val (list nat * list Grad * Side)) L H, well_kept t L H ->
+Lemma step_keeps t ahead : forall (program : Program Val (list nat * Grad * Side)) L H, well_kept t L H ->
   well_kept (t + 1) (fst (fst (step owe_logged L H t (blind program) ahead update_logged)))
                     (snd (fst (step owe_logged L H t (blind program) ahead update_logged))).
 Proof.
@@ -324,7 +324,7 @@ Qed.
 Lemma gather_values (L : Table Logged) (P : Table Val) rs : (forall r, values L r = P r) -> map fst (gather L rs) = gather P rs.
 Proof. intro E. unfold gather. rewrite map_map. apply map_ext. exact E. Qed.
 
-Lemma step_values t ahead : forall (program : Program Val (list nat * list Grad * Side)) L (P : Table Val) H,
+Lemma step_values t ahead : forall (program : Program Val (list nat * Grad * Side)) L (P : Table Val) H,
   (forall r, values L r = P r) ->
   let '(L', H', side) := step owe_logged L H t (blind program) ahead update_logged in
   let '(P', H2', side2) := step owe P H t program ahead update in
@@ -374,9 +374,9 @@ Variable rate : nat -> R.
 Definition owe_block (z : nat -> nat -> R) (r a b : nat) (w : R) : R := w - block (fun s => rate s * z r s) a (b - a).
 
 Context {Grad Side : Set}.
-Variable plan : nat -> Side -> Program R (list nat * list Grad * Side).
+Variable plan : nat -> Side -> Program R (list nat * Grad * Side).
 Variable look_ahead : nat -> Side -> list nat.
-Variable update : nat -> list nat -> list Grad -> list R -> list R.
+Variable update : nat -> list nat -> Grad -> list R -> list R.
 
 (** For every outcome: eager = lazy.
     Lazy training with exact block sums gives, outcome by outcome, the released table and the reads of the eager run. *)
@@ -410,8 +410,8 @@ Theorem owed_noise_is_unused z z' steps W side :
 Proof.
   intros run E.
   assert (Run : forall z, run z = loop (owe_block z) plan look_ahead update (steps - 0) 0 (W, fun _ => 0%nat, side))
-    by (intro; apply loop_is_run).
-  rewrite !Run in *. symmetry.
+    by (intro z0; exact (loop_is_run (owe_block z0) plan look_ahead update W (fun _ => 0%nat) side 0 steps)).
+  clearbody run. rewrite (Run z), (Run z'). symmetry.
   apply (loop_agrees (owe_block z) (owe_block z')
            (snd (fst (loop (owe_block z) plan look_ahead update (steps - 0) 0 (W, fun _ => 0%nat, side)))));
     [|intro; auto|auto].
@@ -469,7 +469,8 @@ Proof.
   - destruct H as (-> & H1 & H2). assert (H3 := chain_le _ _ _ H2).
     replace (b - a)%nat with ((y - a) + (b - y))%nat by lia. rewrite block_split.
     replace (a + (y - a))%nat with y by lia. destruct us as [|u us].
-    + cbn [combined separate]. rewrite !(block_ext _ (fun _ => 0)) by (intros; ring). rewrite !block_zero. ring.
+    + transitivity (0 + 0); [|cbn [separate]; ring].
+      f_equal; (rewrite (block_ext _ (fun _ => 0)); [apply block_zero|intros; cbn [combined]; ring]).
     + cbn [combined separate fst snd]. rewrite <- (IH y us H2). f_equal.
       * rewrite <- block_scaled. apply block_ext. intros s Hs. rewrite (combined_before b spans y) by (auto; lia).
         unfold coefficient. cbn [fst snd]. replace (a <=? s)%nat with true by (symmetry; apply Nat.leb_le; lia).
