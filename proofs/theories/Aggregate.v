@@ -73,8 +73,8 @@ Qed.
 (** Law(eager) = Law(lazy with one draw a span), for SGD with a declared rate and weight decay.
     If Gaussians add up as they should, aggregated noise gives a run whose law is that of the eager run: claim L1. *)
 Theorem aggregate_is_eager {Grad Side : Set} (rows : list nat)
-  (plan : nat -> Side -> M (Program R (list nat * list Grad * Side))) (look_ahead : nat -> Side -> list nat)
-  (update : nat -> list nat -> list Grad -> list R -> list R) (steps : nat) (W : Table R) (side : Side) :
+  (plan : nat -> Side -> M (Program R (list nat * Grad * Side))) (look_ahead : nat -> Side -> list nat)
+  (update : nat -> list nat -> Grad -> list R -> list R) (steps : nat) (W : Table R) (side : Side) :
   NoDup rows ->
   (forall t s, exists q : M {p | within rows p}, meq (plan t s) (bind q (fun p => ret (proj1_sig p)))) ->
   (forall t s, incl (look_ahead t s) rows) ->
@@ -103,23 +103,28 @@ Proof.
   rewrite IH, (sum_from (_ + 0)). unfold keep. ring.
 Qed.
 
+(** What step lo + i leaves of its variance after n steps. *)
+Definition left_of_step rate variance decay lo n i : R :=
+  factor rate decay (S (lo + i)) (n - S i) ^ 2 * (rate (lo + i)%nat ^ 2 * variance (lo + i)%nat).
+
 (** With it: variance = sum over t of (product of the later factors)^2 lr_t^2 s_t^2. *)
 Theorem variance_with_decay rate variance decay lo n :
   summed_variance rate variance decay lo n
-  = fold_right Rplus 0
-      (map (fun i => factor rate decay (S (lo + i)) (n - S i) ^ 2 * (rate (lo + i)%nat ^ 2 * variance (lo + i)%nat)) (seq 0 n)).
+  = fold_right Rplus 0 (map (left_of_step rate variance decay lo n) (seq 0 n)).
 Proof.
-  induction n as [|n IH]; [reflexivity|]. rewrite seq_S, map_app, fold_right_app. cbn [summed_variance map fold_right plus].
+  unfold left_of_step.
+  induction n as [|n IH]; [reflexivity|]. rewrite seq_S, map_app, fold_right_app.
+  cbn [summed_variance map fold_right plus].
   rewrite Nat.sub_diag, (sum_from (_ + 0)), IH. cbn [factor].
   assert (E : forall l, (forall i, In i l -> (i < n)%nat) ->
     keep rate decay (lo + n) * keep rate decay (lo + n)
-      * fold_right Rplus 0 (map (fun i => factor rate decay (S (lo + i)) (n - S i) ^ 2 * (rate (lo + i)%nat ^ 2 * variance (lo + i)%nat)) l)
-    = fold_right Rplus 0 (map (fun i => factor rate decay (S (lo + i)) (S n - S i) ^ 2 * (rate (lo + i)%nat ^ 2 * variance (lo + i)%nat)) l)).
-  { induction l as [|i l IHl]; intro H; cbn [map fold_right]; [ring|].
+      * fold_right Rplus 0 (map (left_of_step rate variance decay lo n) l)
+    = fold_right Rplus 0 (map (left_of_step rate variance decay lo (S n)) l)).
+  { unfold left_of_step. induction l as [|i l IHl]; intro H; cbn [map fold_right]; [ring|].
     rewrite <- IHl by (intros; apply H; now right). assert (Hi := H i (or_introl eq_refl)).
     replace (S n - S i)%nat with (S (n - S i)) by lia. cbn [factor].
     replace (S (lo + i) + (n - S i))%nat with (lo + n)%nat by lia. ring. }
-  rewrite E by (intros i Hi; apply in_seq in Hi; lia). ring.
+  unfold left_of_step in E. rewrite E by (intros i Hi; apply in_seq in Hi; lia). ring.
 Qed.
 
 (** Clocks: if every step adds its variance to V, a span's variance is V(until) - V(since). *)

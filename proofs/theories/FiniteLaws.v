@@ -18,7 +18,8 @@ Variable owe : nat -> nat -> nat -> Val -> M Val.
 (** Pay each row of a list for its own steps since, ..., until - 1, one row after the other. *)
 Fixpoint by_row (rows since : list nat) (until : nat) (values : list Val) : M (list Val) :=
   match rows, since, values with
-  | r :: rows, s :: since, w :: values => bind (owe r s until w) (fun w => bind (by_row rows since until values) (fun ws => ret (w :: ws)))
+  | r :: rows, s :: since, w :: values =>
+      bind (owe r s until w) (fun w => bind (by_row rows since until values) (fun ws => ret (w :: ws)))
   | _, _, _ => ret []
   end.
 
@@ -59,8 +60,11 @@ Proof.
   induction m as [|[p a] m IH]; cbn [app]; rewrite ?expectation_nil, ?expectation_cons; [ring|]. rewrite IH. ring.
 Qed.
 
-Lemma expectation_scale {A : Set} p (m : Law A) f : expectation (map (fun '(q, b) => (p * q, b)) m) f == p * expectation m f.
-Proof. induction m as [|[q a] m IH]; cbn [map]; rewrite ?expectation_nil, ?expectation_cons; [ring|]. rewrite IH. ring. Qed.
+Lemma expectation_scale {A : Set} p (m : Law A) f :
+  expectation (map (fun '(q, b) => (p * q, b)) m) f == p * expectation m f.
+Proof.
+  induction m as [|[q a] m IH]; cbn [map]; rewrite ?expectation_nil, ?expectation_cons; [ring|]. rewrite IH. ring.
+Qed.
 
 Lemma expectation_draw {A B : Set} (m : Law A) (k : A -> Law B) f :
   expectation (draw m k) f == expectation m (fun a => expectation (k a) f).
@@ -72,7 +76,8 @@ Qed.
 Lemma expectation_ext {A : Set} (m : Law A) f g : (forall a, f a == g a) -> expectation m f == expectation m g.
 Proof. intro H. induction m as [|[p a] m IH]; [reflexivity|]. rewrite !expectation_cons. now rewrite IH, H. Qed.
 
-Lemma expectation_plus {A : Set} (m : Law A) f g : expectation m (fun a => f a + g a) == expectation m f + expectation m g.
+Lemma expectation_plus {A : Set} (m : Law A) f g :
+  expectation m (fun a => f a + g a) == expectation m f + expectation m g.
 Proof. induction m as [|[p a] m IH]; rewrite ?expectation_nil, ?expectation_cons; [ring|]. rewrite IH. ring. Qed.
 
 Lemma expectation_times {A : Set} (m : Law A) c f : expectation m (fun a => c * f a) == c * expectation m f.
@@ -132,7 +137,8 @@ Proof. induction 1; [auto|]. eapply Nat.le_trans; [eassumption|apply clock_monot
 
 Lemma aggregate_nothing row t w : meq (aggregate row t t w) (ret w).
 Proof.
-  intro f. cbn [ret FiniteLaw]. unfold aggregate. rewrite Nat.sub_diag, expectation_draw, (proj1 mu_semigroup _), !expectation_certain.
+  intro f. cbn [ret FiniteLaw]. unfold aggregate.
+  rewrite Nat.sub_diag, expectation_draw, (proj1 mu_semigroup _), !expectation_certain.
   now rewrite Z.sub_0_r.
 Qed.
 
@@ -152,8 +158,8 @@ Qed.
     For integer noise that is a convolution semigroup, LazyDP's one draw for many steps gives a run whose law is that of
     the eager run, whatever the model reads and however it chooses it. *)
 Theorem finite_laws_agree {Grad Side : Set} (rows : list nat)
-  (plan : nat -> Side -> Law (Program Z (list nat * list Grad * Side))) (look_ahead : nat -> Side -> list nat)
-  (update : nat -> list nat -> list Grad -> list Z -> list Z) (steps : nat) (W : Table Z) (side : Side) :
+  (plan : nat -> Side -> Law (Program Z (list nat * Grad * Side))) (look_ahead : nat -> Side -> list nat)
+  (update : nat -> list nat -> Grad -> list Z -> list Z) (steps : nat) (W : Table Z) (side : Side) :
   NoDup rows ->
   (forall t s, exists q : Law {p | within rows p}, meq (plan t s) (bind q (fun p => ret (proj1_sig p)))) ->
   (forall t s, incl (look_ahead t s) rows) ->

@@ -4,10 +4,10 @@
     for a span by the exact sum of its steps. Four facts, none of which mentions a measure:
 
     1. [pathwise]: the two runs give the same released table and the same reads, for every outcome.
-    2. [spans_form_a_chain]: the spans that a row is charged are 0 = h_0 <= h_1 <= ... <= h_k = T, without gap or overlap;
-       and keeping the list of spans changes nothing in the run ([log_is_silent]).
-    3. [owed_noise_is_unused]: what has happened so far does not depend on the noise that a row still owes: the span that
-       is settled next was fixed without looking at the values in it.
+    2. [spans_form_a_chain]: the spans that a row is charged are 0 = h_0 <= h_1 <= ... <= h_k = T, without gap or
+       overlap; and keeping the list of spans changes nothing in the run ([log_is_silent]).
+    3. [owed_noise_is_unused]: what has happened so far does not depend on the noise that a row still owes: the span
+       that is settled next was fixed without looking at the values in it.
     4. [blocks_are_independent]: over a chain the quadratic form of the block sums has no mixed terms, so the joint
        characteristic function of Gaussian block sums is the product of those of N(0, sum of lr_t^2 s_t^2).
 
@@ -100,7 +100,8 @@ Proof.
   - rewrite step_done. assert (G := settle_grows L H t touched HH).
     destruct (settle L H t touched) as [L1 H1]. cbn [snd] in G.
     assert (H1' : forall r, H1 r <= t + 1) by (intro x; specialize (G x); lia).
-    assert (G' := settle_grows (scatter L1 touched (update t touched gradient (gather L1 touched))) H1 (t + 1) ahead H1').
+    set (L1' := scatter L1 touched (update t touched gradient (gather L1 touched))).
+    assert (G' := settle_grows L1' H1 (t + 1) ahead H1').
     destruct (settle _ H1 (t + 1) ahead) as [L2 H2]. cbn [snd fst] in *. specialize (G r). specialize (G' r). lia.
   - rewrite step_read. assert (G := settle_grows L H t asked HH).
     destruct (settle L H t asked) as [L1 H1]. cbn [snd] in G.
@@ -210,7 +211,8 @@ Qed.
 
 Lemma chain_le b : forall spans a, chain a b spans -> a <= b.
 Proof.
-  induction spans as [|[x y] spans IH]; cbn; intros a H; [now subst|]. destruct H as (-> & H1 & H2). apply IH in H2. lia.
+  induction spans as [|[x y] spans IH]; cbn; intros a H; [now subst|]. destruct H as (-> & H1 & H2). apply IH in H2.
+  lia.
 Qed.
 
 (** Values that carry the spans they were charged for, in order. *)
@@ -252,7 +254,8 @@ Lemma scatter_log touched : forall vs (L first : Table Logged), (forall r, snd (
   forall r, snd (scatter L touched (combine vs (map snd (map first touched))) r) = snd (first r).
 Proof.
   unfold scatter. induction touched as [|a touched IH]; intros vs L first E r; [apply E|].
-  destruct vs as [|v vs]; [apply E|]. cbn. apply IH. intro x. unfold upd. destruct (Nat.eqb_spec x a); [now subst|apply E].
+  destruct vs as [|v vs]; [apply E|]. cbn. apply IH. intro x. unfold upd.
+  destruct (Nat.eqb_spec x a); [now subst|apply E].
 Qed.
 
 Lemma step_keeps t ahead : forall (program : Program Val (list nat * Grad * Side)) L H, well_kept t L H ->
@@ -264,7 +267,8 @@ Proof.
     destruct (settle owe_logged L H t touched) as [L1 H1]. cbn [fst snd] in K1.
     set (L1' := scatter L1 touched (update_logged t touched gradient (gather L1 touched))).
     assert (K1' : well_kept t L1' H1).
-    { intro r. destruct (K1 r) as [A B]. split; [exact A|]. unfold L1', update_logged, gather. now rewrite scatter_log. }
+    { intro r. destruct (K1 r) as [A B]. split; [exact A|]. unfold L1', update_logged, gather.
+      now rewrite scatter_log. }
     assert (K2 := settle_keeps t (t + 1) L1' H1 ahead K1' ltac:(lia)).
     now destruct (settle owe_logged L1' H1 (t + 1) ahead) as [L2 H2].
   - rewrite step_read. assert (K1 := settle_keeps t t L H asked K (le_n _)).
@@ -307,7 +311,8 @@ Lemma scatter_values : forall touched vs ls (L : Table Logged) (P : Table Val),
   length ls = length touched -> (forall r, values L r = P r) ->
   forall r, values (scatter L touched (combine vs ls)) r = scatter P touched vs r.
 Proof.
-  unfold scatter. induction touched as [|a touched IH]; intros [|v vs] [|l ls] L P Len E r; try discriminate; try apply E.
+  unfold scatter. induction touched as [|a touched IH]; intros [|v vs] [|l ls] L P Len E r; try discriminate;
+    try apply E.
   cbn. apply IH; [now injection Len|]. intro x. unfold values, upd. destruct (Nat.eqb_spec x a); [reflexivity|apply E].
 Qed.
 
@@ -321,7 +326,8 @@ Proof.
   destruct (in_dec Nat.eq_dec r rs); cbn [fst owe_logged]; now rewrite E.
 Qed.
 
-Lemma gather_values (L : Table Logged) (P : Table Val) rs : (forall r, values L r = P r) -> map fst (gather L rs) = gather P rs.
+Lemma gather_values (L : Table Logged) (P : Table Val) rs : (forall r, values L r = P r) ->
+  map fst (gather L rs) = gather P rs.
 Proof. intro E. unfold gather. rewrite map_map. apply map_ext. exact E. Qed.
 
 Lemma step_values t ahead : forall (program : Program Val (list nat * Grad * Side)) L (P : Table Val) H,
@@ -332,7 +338,8 @@ Lemma step_values t ahead : forall (program : Program Val (list nat * Grad * Sid
 Proof.
   induction program as [[[touched gradient] side]|asked next IH]; intros L P H E; cbn [blind].
   - rewrite !step_done. destruct (settle_values L H t touched P E) as [E1 H1'].
-    destruct (settle owe_logged L H t touched) as [L1 H1], (settle owe P H t touched) as [P1 H2]. cbn [fst snd] in *. subst H2.
+    destruct (settle owe_logged L H t touched) as [L1 H1], (settle owe P H t touched) as [P1 H2]. cbn [fst snd] in *.
+    subst H2.
     set (L1' := scatter L1 touched (update_logged t touched gradient (gather L1 touched))).
     set (P1' := scatter P1 touched (update t touched gradient (gather P1 touched))).
     assert (E1' : forall r, values L1' r = P1' r).
@@ -341,7 +348,8 @@ Proof.
     destruct (settle_values L1' H1 (t + 1) ahead P1' E1') as [E2 H2'].
     destruct (settle owe_logged L1' H1 (t + 1) ahead), (settle owe P1' H1 (t + 1) ahead). cbn [fst snd] in *. auto.
   - rewrite !step_read. destruct (settle_values L H t asked P E) as [E1 H1'].
-    destruct (settle owe_logged L H t asked) as [L1 H1], (settle owe P H t asked) as [P1 H2]. cbn [fst snd] in *. subst H2.
+    destruct (settle owe_logged L H t asked) as [L1 H1], (settle owe P H t asked) as [P1 H2]. cbn [fst snd] in *.
+    subst H2.
     rewrite (gather_values L1 P1 asked E1). apply IH. exact E1.
 Qed.
 
@@ -453,7 +461,8 @@ Proof. induction n as [|n IH]; cbn [block]; [|rewrite IH]; ring. Qed.
 
 Lemma combined_before b : forall spans a us s, chain a b spans -> (s < a)%nat -> combined us spans s = 0.
 Proof.
-  induction spans as [|[x y] spans IH]; intros a [|u us] s H Hs; try reflexivity. cbn in H. destruct H as (-> & H1 & H2).
+  induction spans as [|[x y] spans IH]; intros a [|u us] s H Hs; try reflexivity. cbn in H.
+  destruct H as (-> & H1 & H2).
   cbn [combined]. rewrite (IH y) by (auto; lia). unfold coefficient. cbn [fst snd].
   replace (a <=? s)%nat with false by (symmetry; apply Nat.leb_gt; lia). cbn [andb]. ring.
 Qed.

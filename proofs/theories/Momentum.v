@@ -2,8 +2,8 @@
 
     The state of a coordinate is the pair (w, v) of weight and velocity, and a step without a gradient is
         v <- mu v + lam w + z,    w <- w - lr_t v,    z ~ N(0, variance_t),
-    that is  x <- A_t x + noise with covariance Q_t.  The trainers of this project have no momentum; the theorem says what
-    aggregate mode would have to draw if they had: the pending mean map Phi and the pending covariance Cov, both by the
+    that is  x <- A_t x + noise with covariance Q_t.  The trainers of this project have no momentum; the theorem says
+    what aggregate mode would have to draw if they had: the pending mean map Phi and the pending covariance Cov, both by the
     usual recursions. The assumptions are those of Aggregate.v, in two dimensions. *)
 
 Require Import List Arith Lia Reals Lra Psatz.
@@ -101,7 +101,8 @@ Qed.
 (** Cov(lo, j + k) = Phi(lo + j, k) Cov(lo, j) Phi(lo + j, k)^T + Cov(lo + j, k).
     Pending noise of two spans that meet is the pending noise of both together: n steps can be had by doubling. *)
 Theorem pending_covariance_adds lo j k :
-  pending_covariance lo (j + k) = pushed (pending_map (lo + j) k) (pending_covariance lo j) (pending_covariance (lo + j) k).
+  pending_covariance lo (j + k)
+  = pushed (pending_map (lo + j) k) (pending_covariance lo j) (pending_covariance (lo + j) k).
 Proof.
   induction k as [|k IH]; [now rewrite Nat.add_0_r, pushed_identity|].
   rewrite Nat.add_succ_r. cbn [pending_map pending_covariance]. now rewrite IH, Nat.add_assoc, pushed_twice.
@@ -121,7 +122,9 @@ Definition aggregate (row since until : nat) (x : Vector) : M Vector :=
   gauss (apply_to (pending_map since (until - since)) x) (pending_covariance since (until - since)).
 
 Lemma aggregate_nothing row t x : meq (aggregate row t t x) (ret x).
-Proof. unfold aggregate. rewrite Nat.sub_diag. cbn [pending_map pending_covariance]. rewrite apply_identity. apply gauss_certain. Qed.
+Proof.
+  unfold aggregate. rewrite Nat.sub_diag. cbn [pending_map pending_covariance]. rewrite apply_identity.
+  apply gauss_certain.
 
 Lemma aggregate_adds row a b c x : (a <= b)%nat -> (b <= c)%nat ->
   meq (bind (aggregate row a b x) (aggregate row b c)) (aggregate row a c x).
@@ -134,8 +137,8 @@ Qed.
 (** Law(eager) = Law(lazy with one two-dimensional draw a span), for SGD with momentum and weight decay.
     With momentum, lazy training needs one correlated pair of normals for each settlement. *)
 Theorem momentum_is_eager {Grad Side : Set} (rows : list nat)
-  (plan : nat -> Side -> M (Program Vector (list nat * list Grad * Side))) (look_ahead : nat -> Side -> list nat)
-  (update : nat -> list nat -> list Grad -> list Vector -> list Vector) (steps : nat) (W : Table Vector) (side : Side) :
+  (plan : nat -> Side -> M (Program Vector (list nat * Grad * Side))) (look_ahead : nat -> Side -> list nat)
+  (update : nat -> list nat -> Grad -> list Vector -> list Vector) (steps : nat) (W : Table Vector) (side : Side) :
   NoDup rows ->
   (forall t s, exists q : M {p | within rows p}, meq (plan t s) (bind q (fun p => ret (proj1_sig p)))) ->
   (forall t s, incl (look_ahead t s) rows) ->

@@ -227,13 +227,13 @@ Variable rows : list nat.
 Hypothesis rows_once : NoDup rows.
 
 (** The model reads and updates rows of the table only (a padding row is none of them). *)
-Inductive within {A : Set} : Program Val (list nat * list Grad * A) -> Prop :=
+Inductive within {A : Set} : Program Val (list nat * Grad * A) -> Prop :=
   | within_done touched gradient side : incl touched rows -> within (Done (touched, gradient, side))
   | within_read asked next : incl asked rows -> (forall vs, within (next vs)) -> within (Read asked next).
 
-Variable plan : nat -> Side -> M (Program Val (list nat * list Grad * Side)).
+Variable plan : nat -> Side -> M (Program Val (list nat * Grad * Side)).
 Variable look_ahead : nat -> Side -> list nat.
-Variable update : nat -> list nat -> list Grad -> list Val -> list Val.
+Variable update : nat -> list nat -> Grad -> list Val -> list Val.
 
 (** Almost surely: the plan is drawn among models that stay within the table. *)
 Hypothesis plan_within : forall t side,
