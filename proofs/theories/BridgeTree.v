@@ -41,7 +41,8 @@ Proof.
 Qed.
 
 (** Cut a range anywhere: a cut outside it leaves one part empty. *)
-Lemma sum_range_clamp f lo cut hi : sum_range f lo hi = (sum_range f lo (Nat.min hi cut) + sum_range f (Nat.max lo cut) hi)%Z.
+Lemma sum_range_clamp f lo cut hi : sum_range f lo hi
+  = (sum_range f lo (Nat.min hi cut) + sum_range f (Nat.max lo cut) hi)%Z.
 Proof.
   destruct (Nat.le_gt_cases cut lo) as [H|H]; [|destruct (Nat.le_gt_cases hi cut) as [H'|H']].
   - rewrite (sum_range_empty f lo (Nat.min hi cut)) by lia. now replace (Nat.max lo cut) with lo by lia.
@@ -119,7 +120,10 @@ Fixpoint step_noise (level low : nat) (total : Z) (step : nat) : Z :=
   end.
 
 Lemma middle_is below low : (low + (low + 2 ^ S below)) / 2 = low + 2 ^ below.
-Proof. rewrite Nat.pow_succ_r'. replace (low + (low + 2 * 2 ^ below)) with ((low + 2 ^ below) * 2) by lia. now apply Nat.div_mul. Qed.
+Proof.
+  rewrite Nat.pow_succ_r'. replace (low + (low + 2 * 2 ^ below)) with ((low + 2 ^ below) * 2) by lia.
+  now apply Nat.div_mul.
+Qed.
 
 Lemma pow2_pos n : 1 <= 2 ^ n.
 Proof. induction n; cbn; lia. Qed.
@@ -139,7 +143,8 @@ Lemma left_supported low middle high total :
   low <= middle <= high -> supported low total -> supported low (left_half low middle high total).
 Proof. intros Hm H Hs. rewrite clock_stands_still by lia. now apply H. Qed.
 
-Lemma right_supported low middle high total : middle <= high -> supported middle (total - left_half low middle high total)%Z.
+Lemma right_supported low middle high total : middle <= high ->
+  supported middle (total - left_half low middle high total)%Z.
 Proof. intros Hm Hs. rewrite clock_stands_still by lia. lia. Qed.
 
 (** A node holds exactly what its steps hold. *)
@@ -151,7 +156,8 @@ Proof.
     + rewrite sum_range_empty by lia. now apply H.
     + cbn [Nat.pow]. replace (Nat.min (low + 1) steps) with (S low) by lia. now rewrite sum_range_one.
   - set (middle := low + 2 ^ below). set (high := low + 2 ^ S below). set (first := left_half low middle high total).
-    assert (P := pow2_pos below). assert (Hh : high = middle + 2 ^ below) by (unfold high, middle; rewrite Nat.pow_succ_r'; lia).
+    assert (P := pow2_pos below).
+    assert (Hh : high = middle + 2 ^ below) by (unfold high, middle; rewrite Nat.pow_succ_r'; lia).
     assert (Hl : low <= middle) by (unfold middle; lia).
     assert (Sl : supported low first) by (apply left_supported; [lia|assumption]).
     assert (Sr : supported middle (total - first)) by (apply right_supported; lia).
@@ -160,8 +166,10 @@ Proof.
       apply sum_range_ext. intros t Ht. cbn [step_noise]. fold middle high first.
       destruct (Nat.ltb_spec t middle); [reflexivity|lia]. }
     destruct (Nat.le_gt_cases steps middle) as [Hs|Hs].
-    + replace (Nat.min high steps) with (Nat.min middle steps) by lia. rewrite El. unfold first. now rewrite clock_stands_still by lia.
-    + rewrite (sum_range_split _ low middle) by lia. replace (Nat.min middle steps) with middle in El by lia. rewrite El.
+    + replace (Nat.min high steps) with (Nat.min middle steps) by lia. rewrite El. unfold first.
+      now rewrite clock_stands_still by lia.
+    + rewrite (sum_range_split _ low middle) by lia. replace (Nat.min middle steps) with middle in El by lia.
+      rewrite El.
       assert (Er : sum_range (step_noise (S below) low total) middle (Nat.min high steps) = (total - first)%Z).
       { transitivity (sum_range (step_noise below middle (total - first)) middle (Nat.min (middle + 2 ^ below) steps));
           [|symmetry; apply IH, Sr].
@@ -178,10 +186,13 @@ Proof.
   induction level as [|below IH]; intros low total since until H Hu; cbn [share].
   - assert (L := share_leaf low since until).
     destruct (Nat.leb_spec since low), (Nat.leb_spec (Nat.min (low + 2 ^ 0) steps) until); cbn [andb orb] in *;
-      try (rewrite L; rewrite sum_range_empty; [reflexivity|apply orb_true_iff in L; destruct L as [L|L]; apply Nat.leb_le in L; lia]).
+      try (rewrite L; rewrite sum_range_empty; [reflexivity|];
+           apply orb_true_iff in L; destruct L as [L|L]; apply Nat.leb_le in L; lia).
     rewrite (node_is_sum 0 low total H) at 1. cbn [Nat.pow] in *. f_equal; lia.
-  - rewrite middle_is. set (middle := low + 2 ^ below). set (high := low + 2 ^ S below). set (first := left_half low middle high total).
-    assert (P := pow2_pos below). assert (Hh : high = middle + 2 ^ below) by (unfold high, middle; rewrite Nat.pow_succ_r'; lia).
+  - rewrite middle_is. set (middle := low + 2 ^ below). set (high := low + 2 ^ S below).
+    set (first := left_half low middle high total).
+    assert (P := pow2_pos below).
+    assert (Hh : high = middle + 2 ^ below) by (unfold high, middle; rewrite Nat.pow_succ_r'; lia).
     assert (Hl : low <= middle) by (unfold middle; lia).
     assert (Sl : supported low first) by (apply left_supported; [lia|assumption]).
     assert (Sr : supported middle (total - first)) by (apply right_supported; lia).
@@ -199,7 +210,8 @@ Qed.
 
 (** The nodes listed are the nodes added. *)
 Lemma share_is_nodes : forall level low total since until,
-  share level low total since until = fold_right (fun '(_, _, held) sum => (held + sum)%Z) 0%Z (nodes level low total since until).
+  share level low total since until
+    = fold_right (fun '(_, _, held) sum => (held + sum)%Z) 0%Z (nodes level low total since until).
 Proof.
   assert (App : forall l m, fold_right (fun '(_, _, held) sum => (held + sum)%Z) 0%Z (l ++ m)
     = (fold_right (fun '(_, _, held) sum => (held + sum)%Z) 0%Z (l : list (nat * nat * Z))
@@ -251,12 +263,15 @@ Proof.
   - cbn [nodes splits]. walk; cbn; lia.
   - destruct (walk_down below low total since until) as [Wn Ws]. set (middle := low + 2 ^ below) in *.
     set (first := left_half low middle (low + 2 ^ S below) total) in *.
-    assert (P := pow2_pos below). assert (Hh : low + 2 ^ S below = middle + 2 ^ below) by (unfold middle; rewrite Nat.pow_succ_r'; lia).
-    destruct (Nat.le_gt_cases since low) as [Hs|Hs], (Nat.le_gt_cases (Nat.min (low + 2 ^ S below) steps) until) as [Hu|Hu].
+    assert (P := pow2_pos below).
+    assert (Hh : low + 2 ^ S below = middle + 2 ^ below) by (unfold middle; rewrite Nat.pow_succ_r'; lia).
+    destruct (Nat.le_gt_cases since low) as [Hs|Hs], (Nat.le_gt_cases (Nat.min (low + 2 ^ S below) steps) until)
+      as [Hu|Hu].
     + destruct (nodes_inside (S below) low total since until Hs Hu) as [-> ->]. cbn; lia.
     + (* the span reaches over the left end of the node *)
       destruct (Nat.le_gt_cases until middle) as [Hm|Hm].
-      * destruct (nodes_outside below middle (total - first) since until) as [En Es]; [right; lia|]. rewrite En, Es in *.
+      * destruct (nodes_outside below middle (total - first) since until) as [En Es]; [right; lia|].
+        rewrite En, Es in *.
         destruct (IH low first since until) as [In Is]; [now left|]. cbn [length] in *. lia.
       * destruct (nodes_inside below low first since until Hs) as [En Es]; [fold middle; lia|]. rewrite En, Es in *.
         destruct (IH middle (total - first)%Z since until) as [In Is]; [left; unfold middle; lia|]. cbn [length] in *.
@@ -273,7 +288,8 @@ Qed.
 
 (** Two ends: at most two nodes a level, none at the root, and one split less than twice the levels. *)
 Lemma two_ends : forall level low total since until,
-  length (nodes level low total since until) <= Nat.max 1 (2 * (level - 1)) /\ splits level low since until <= 2 * level - 1.
+  length (nodes level low total since until) <= Nat.max 1 (2 * (level - 1))
+    /\ splits level low since until <= 2 * level - 1.
 Proof.
   induction level as [|below IH]; intros low total since until.
   - cbn [nodes splits]. walk; cbn; lia.
@@ -283,7 +299,8 @@ Proof.
       [destruct (one_end (S below) low total since until); [now right|lia]|].
     destruct (walk_down below low total since until) as [Wn Ws]. set (middle := low + 2 ^ below) in *.
     set (first := left_half low middle (low + 2 ^ S below) total) in *.
-    assert (P := pow2_pos below). assert (Hh : low + 2 ^ S below = middle + 2 ^ below) by (unfold middle; rewrite Nat.pow_succ_r'; lia).
+    assert (P := pow2_pos below).
+    assert (Hh : low + 2 ^ S below = middle + 2 ^ below) by (unfold middle; rewrite Nat.pow_succ_r'; lia).
     destruct (Nat.le_gt_cases middle since) as [Hm|Hm]; [|destruct (Nat.le_gt_cases until middle) as [Hm'|Hm']].
     + destruct (nodes_outside below low first since until) as [En Es]; [left; exact Hm|]. rewrite En, Es in *.
       destruct (IH middle (total - first)%Z since until). cbn [length] in *. lia.
@@ -299,7 +316,8 @@ Lemma one_step_splits : forall level low step, splits level low step (S step) <=
 Proof.
   induction level as [|below IH]; intros low step; [cbn [splits]; walk; lia|].
   destruct (walk_down below low 0 step (S step)) as [_ Ws]. set (middle := low + 2 ^ below) in *.
-  assert (P := pow2_pos below). assert (Hh : low + 2 ^ S below = middle + 2 ^ below) by (unfold middle; rewrite Nat.pow_succ_r'; lia).
+  assert (P := pow2_pos below).
+  assert (Hh : low + 2 ^ S below = middle + 2 ^ below) by (unfold middle; rewrite Nat.pow_succ_r'; lia).
   destruct (Nat.le_gt_cases (Nat.min (low + 2 ^ S below) steps) (S step)) as [Hu|Hu];
     [apply (one_end (S below) low 0 step (S step)); now right|].
   destruct (Nat.le_gt_cases middle step) as [Hm|Hm].
@@ -353,9 +371,15 @@ Qed.
 Theorem spans_add a b c : 1 <= steps -> a <= b <= c -> c <= steps -> (owed a b + owed b c = owed a c)%Z.
 Proof. intros H1 H Hc. rewrite !owed_is_sum by lia. symmetry. now apply sum_range_split. Qed.
 
+(** owed(a, b) = P(b) - P(a) with P(t) = owed(0, t): the path of docs/arithmetic.md, which FloatBounds.v follows. *)
+Theorem span_is_path_difference a b : 1 <= steps -> a <= b -> b <= steps -> owed a b = (owed 0 b - owed 0 a)%Z.
+Proof. intros H1 H Hb. assert (E := spans_add 0 a b H1 ltac:(lia) Hb). lia. Qed.
+
 (** owed(0, steps) = total, and owed(a, a) = 0. *)
 Theorem whole_run : owed 0 steps = total.
-Proof. unfold owed. destruct (nodes_inside levels 0 total 0 steps) as [N _]; [lia|lia|]. rewrite share_is_nodes, N. cbn. lia. Qed.
+Proof.
+  unfold owed. destruct (nodes_inside levels 0 total 0 steps) as [N _]; [lia|lia|]. rewrite share_is_nodes, N. cbn. lia.
+Qed.
 
 Theorem empty_span a : 1 <= steps -> a <= steps -> owed a a = 0%Z.
 Proof. intros. rewrite owed_is_sum by assumption. now apply sum_range_empty. Qed.
@@ -384,7 +408,8 @@ Proof. unfold draws. destruct (nodes_inside levels 0 total 0 steps) as [_ S0]; [
     [quiet] is the invariant of a node; Python's root is rint(0 * z) = 0 when the clock never moves. *)
 Definition quiet (low high : nat) (held : Z) := elapsed high = elapsed low -> held = 0%Z.
 
-Lemma quiet_step_noise : forall level low held step, quiet low (low + 2 ^ level) held -> low <= step < low + 2 ^ level ->
+Lemma quiet_step_noise : forall level low held step, quiet low (low + 2 ^ level) held ->
+  low <= step < low + 2 ^ level ->
   elapsed (S step) = elapsed step -> step_noise level low held step = 0%Z.
 Proof.
   induction level as [|below IH]; intros low held step Q Hst E.
@@ -401,7 +426,8 @@ Qed.
 
 (** V(t + 1) = V(t) implies owed(t, t + 1) = 0.
     A step whose learning rate is zero owes nothing. *)
-Theorem still_clock_owes_nothing step : (clock steps = clock 0 -> total = 0%Z) -> step < steps -> clock (S step) = clock step ->
+Theorem still_clock_owes_nothing step : (clock steps = clock 0 -> total = 0%Z) -> step < steps ->
+  clock (S step) = clock step ->
   owed step (S step) = 0%Z.
 Proof.
   intros Q H E. assert (Hh := horizon_holds_steps ltac:(lia)). rewrite owed_is_sum, sum_range_one by lia.

@@ -40,9 +40,11 @@ Proof. apply generic_format_round; [now apply FLT_exp_valid|apply valid_rnd_N]. 
 
 (** |fl(x - y) - (x - y)| <= 2^-24 |fl(x - y)| for x, y in float32.
     A rounded subtraction errs by at most the unit roundoff times its result, and by nothing if that is subnormal. *)
-Lemma subtraction_error x y : float32 x -> float32 y -> Rabs (fl (x - y) - (x - y)) <= unit_roundoff * Rabs (fl (x - y)).
+Lemma subtraction_error x y : float32 x -> float32 y ->
+  Rabs (fl (x - y) - (x - y)) <= unit_roundoff * Rabs (fl (x - y)).
 Proof.
-  intros Hx Hy. destruct (FLT_plus_error_N_round_ex radix2 (-149) 24 (fun z => negb (Z.even z)) x (- y)) as (e & He & E);
+  intros Hx Hy. destruct (FLT_plus_error_N_round_ex radix2 (-149) 24 (fun z => negb (Z.even z)) x (- y))
+    as (e & He & E);
     [assumption|now apply generic_format_opp|].
   rewrite u_ro_is_unit_roundoff in He. change (round radix2 (FLT_exp (-149) 24) _ (x + - y)) with (fl (x - y)) in E.
   change (x + - y) with (x - y) in E. set (r := fl (x - y)) in *.
@@ -58,8 +60,10 @@ Proof.
   change (fl x) with (round radix2 (FLT_exp (-149) 24) (Znearest (fun z => negb (Z.even z))) x). rewrite E.
   replace (x * (1 + e) + h - x) with (e * x + h) by ring.
   eapply Rle_trans; [apply Rabs_triang|]. rewrite Rabs_mult. apply Rplus_le_compat.
-  - apply Rmult_le_compat_r; [apply Rabs_pos|]. eapply Rle_trans; [exact He|]. rewrite <- u_ro_is_unit_roundoff. apply Rle_refl.
-  - eapply Rle_trans; [exact Hh|]. unfold underflow. change (/ 2) with (bpow radix2 (-1)). rewrite <- bpow_plus. apply Rle_refl.
+  - apply Rmult_le_compat_r; [apply Rabs_pos|]. eapply Rle_trans; [exact He|]. rewrite <- u_ro_is_unit_roundoff.
+    apply Rle_refl.
+  - eapply Rle_trans; [exact Hh|]. unfold underflow. change (/ 2) with (bpow radix2 (-1)). rewrite <- bpow_plus.
+    apply Rle_refl.
 Qed.
 
 (** |fl(w - fl(d)) - (w - d)| <= 2^-24 (|fl(w - fl(d))| + |d|) + 2^-150.
@@ -82,7 +86,10 @@ Definition replayed (w : R) (payments : list R) : R := fold_left (fun w d => fl 
 
 (** Every weight on the way, after the first subtraction, is at most [largest] in magnitude. *)
 Fixpoint stays_within (largest w : R) (payments : list R) : Prop :=
-  match payments with [] => True | d :: rest => Rabs (fl (w - fl d)) <= largest /\ stays_within largest (fl (w - fl d)) rest end.
+  match payments with
+  | [] => True
+  | d :: rest => Rabs (fl (w - fl d)) <= largest /\ stays_within largest (fl (w - fl d)) rest
+  end.
 
 (** |replayed(w; d_1, ..., d_n) - (w - sum d_i)| <= 2^-24 (n W + sum |d_i|) + n 2^-150.
     After n payments replay is this far, at most, from the same payments in real numbers, W being the largest weight
@@ -138,10 +145,12 @@ Proof.
     assert (T : Rabs (w - d) <= Rabs w + Rabs d) by (eapply Rle_trans; [apply Rabs_triang|rewrite Rabs_Ropp; lra]).
     assert (R1 : Rabs r <= (1 + unit_roundoff) * (Rabs w + Rabs d)).
     { replace r with ((r - (w - d)) + (w - d)) by ring. eapply Rle_trans; [apply Rabs_triang|]. nra. }
-    replace (replayed r rest - (w - (d + total rest))) with ((replayed r rest - (r - total rest)) + (r - (w - d))) by ring.
+    replace (replayed r rest - (w - (d + total rest))) with ((replayed r rest - (r - total rest)) + (r - (w - d)))
+      by ring.
     eapply Rle_trans; [apply Rabs_triang|].
     assert (M : 0 <= magnitude rest) by (eapply Rle_trans; [apply Rabs_pos|apply sum_le_magnitude]).
-    assert (E1 : (p - 1) * (Rabs r + magnitude rest) <= (p - 1) * ((1 + unit_roundoff) * (Rabs w + Rabs d) + magnitude rest))
+    assert (E1 : (p - 1) * (Rabs r + magnitude rest)
+                 <= (p - 1) * ((1 + unit_roundoff) * (Rabs w + Rabs d) + magnitude rest))
       by (apply Rmult_le_compat_l; lra).
     assert (E2 : unit_roundoff * Rabs (w - d) <= unit_roundoff * (Rabs w + Rabs d)) by (apply Rmult_le_compat_l; lra).
     assert (E3 : 0 <= unit_roundoff * (p * magnitude rest)) by (apply Rmult_le_pos; [lra|apply Rmult_le_pos; lra]).
@@ -206,7 +215,8 @@ Fixpoint lazy (t : nat) : R * nat :=
 Definition settled_weight (t : nat) : R := fst (settle (lazy t) t).
 
 (** Steps before t that used the row. *)
-Fixpoint touches (t : nat) : nat := match t with O => O | S t => match uses t with Unread => touches t | _ => S (touches t) end end.
+Fixpoint touches (t : nat) : nat :=
+  match t with O => O | S t => match uses t with Unread => touches t | _ => S (touches t) end end.
 
 Lemma touches_le t : (touches t <= t)%nat.
 Proof. induction t; cbn; [lia|destruct (uses t); lia]. Qed.
@@ -216,7 +226,8 @@ Proof. induction 1; cbn; [lia|destruct (uses m); lia]. Qed.
 
 (** The same bookkeeping in real numbers: the sum of the gradients before t, and where the weight would be, had it paid
     through step [paid] without rounding. *)
-Fixpoint gradients (t : nat) : R := match t with O => 0 | S t => gradients t + match uses t with Touched g => g | _ => 0 end end.
+Fixpoint gradients (t : nat) : R :=
+  match t with O => 0 | S t => gradients t + match uses t with Touched g => g | _ => 0 end end.
 Definition exact (t paid : nat) : R := initial - gradients t - (path paid - path O).
 
 Variable steps : nat.
@@ -234,7 +245,8 @@ Proof.
   - rewrite Nat.sub_diag. replace (path a - path a) with 0 by ring. rewrite Rabs_R0. cbn. lra.
   - replace (S b - a)%nat with (S (b - a)) by lia. rewrite S_INR.
     replace (path (S b) - path a) with ((path b - path a) + (path (S b) - path b)) by ring.
-    eapply Rle_trans; [apply Rabs_triang|]. assert (A := IH ltac:(lia)). assert (B := increments_bounded b ltac:(lia)). lra.
+    eapply Rle_trans; [apply Rabs_triang|]. assert (A := IH ltac:(lia)).
+    assert (B := increments_bounded b ltac:(lia)). lra.
 Qed.
 
 Lemma eager_float32 t : float32 (eager t).
@@ -261,12 +273,15 @@ Proof.
     + replace (eager (S t) - (exact t t - 0 - n)) with ((eager (S t) - (eager t - n)) + (eager t - exact t t)) by ring.
       eapply Rle_trans; [apply Rabs_triang|]. rewrite plus_INR, S_INR in *. lra.
     + replace (eager (S t) - (exact t t - 0 - n)) with ((eager (S t) - (eager t - n)) + (eager t - exact t t)) by ring.
-      assert (0 <= unit_roundoff * largest_weight) by (apply Rmult_le_pos; [lra|eapply Rle_trans; [apply Rabs_pos|exact Wn]]).
+      assert (0 <= unit_roundoff * largest_weight)
+        by (apply Rmult_le_pos; [lra|eapply Rle_trans; [apply Rabs_pos|exact Wn]]).
       eapply Rle_trans; [apply Rabs_triang|]. rewrite plus_INR in *. rewrite !S_INR in *. lra.
     + assert (Eg := subtraction_error (eager t) g (eager_float32 t) (gradients_float32 t g Ht Eu)).
-      assert (Ug : unit_roundoff * Rabs (fl (eager t - g)) <= unit_roundoff * largest_weight) by (apply Rmult_le_compat_l; lra).
+      assert (Ug : unit_roundoff * Rabs (fl (eager t - g)) <= unit_roundoff * largest_weight)
+        by (apply Rmult_le_compat_l; lra).
       replace (eager (S t) - (exact t t - g - n))
-        with ((eager (S t) - (fl (eager t - g) - n)) + ((fl (eager t - g) - (eager t - g)) + (eager t - exact t t))) by ring.
+        with ((eager (S t) - (fl (eager t - g) - n)) + ((fl (eager t - g) - (eager t - g)) + (eager t - exact t t)))
+          by ring.
       eapply Rle_trans; [apply Rabs_triang|]. eapply Rle_trans; [apply Rplus_le_compat_l, Rabs_triang|].
       rewrite plus_INR in *. rewrite !S_INR in *. lra.
 Qed.
@@ -280,7 +295,8 @@ Proof.
   assert (T := Rabs_triang e (r - e)). replace (e + (r - e)) with r in T by ring.
   assert (L : Rabs r <= largest_weight + B).
   { apply Rmult_le_reg_l with (1 - unit_roundoff); [lra|]. lra. }
-  split; [exact L|]. assert (unit_roundoff * Rabs r <= unit_roundoff * (largest_weight + B)) by (apply Rmult_le_compat_l; lra). lra.
+  split; [exact L|]. assert (unit_roundoff * Rabs r <= unit_roundoff * (largest_weight + B))
+    by (apply Rmult_le_compat_l; lra). lra.
 Qed.
 
 (** The bound itself, and why it leaves room for everything that is charged to it. *)
@@ -393,7 +409,8 @@ Proof.
     destruct (uses t) as [| |g] eqn:Eu.
     + destruct (lazy t) as [w since]. destruct IH as (Hs & Fw & Hw). split; [lia|]. split; [exact Fw|].
       replace (exact (S t) since) with (exact t since) by (unfold exact; cbn [gradients]; rewrite Eu; ring). exact Hw.
-    + destruct (settle (lazy t) t) as [r since]. cbn [fst snd after_gradient] in *. subst since. split; [lia|]. split; [exact Fr|].
+    + destruct (settle (lazy t) t) as [r since]. cbn [fst snd after_gradient] in *. subst since. split; [lia|].
+      split; [exact Fr|].
       replace (exact (S t) t) with (exact t t) by (unfold exact; cbn [gradients]; rewrite Eu; ring).
       replace (2 * S (touches t))%nat with (2 * touches t + 1 + 1)%nat by lia. rewrite (plus_INR (2 * touches t + 1) 1).
       replace (S (touches t)) with (touches t + 1)%nat by lia. cbn [INR]. lra.
@@ -414,11 +431,13 @@ Proof.
         + (INR (t + S (touches t)) * uW + INR t * (uN + underflow)) + unit_roundoff * Rabs r').
       { replace (r' - e') with ((r' - (exact t t - g)) + (- (e' - (eager t - g)) + - (eager t - exact t t))) by ring.
         eapply Rle_trans; [apply Rabs_triang|]. eapply Rle_trans; [apply Rplus_le_compat_l, Rabs_triang|].
-        rewrite !Rabs_Ropp. replace (t + S (touches t))%nat with (S (t + touches t)) by lia. rewrite (S_INR (t + touches t)). lra. }
+        rewrite !Rabs_Ropp. replace (t + S (touches t))%nat with (S (t + touches t)) by lia.
+        rewrite (S_INR (t + touches t)). lra. }
       assert (Rm := room t (S (touches t)) (2 * touches t + 1 + 1) Ht' Kt ltac:(lia)).
       assert (PW : 0 <= uW) by (apply Rmult_le_pos; lra).
       destruct (stays_close bound _ r' e' Wg De) as [Lr _].
-      { fold uL. rewrite (plus_INR (2 * touches t + 1) 1) in Rm. replace (S (touches t) + 1)%nat with (touches t + 1 + 1)%nat in Rm by lia.
+      { fold uL. rewrite (plus_INR (2 * touches t + 1) 1) in Rm.
+        replace (S (touches t) + 1)%nat with (touches t + 1 + 1)%nat in Rm by lia.
         rewrite (plus_INR (touches t + 1) 1) in Rm. cbn [INR] in Rm. lra. }
       assert (Ur : unit_roundoff * Rabs r' <= uL) by (apply Rmult_le_compat_l; lra).
       split; [lia|]. split; [apply float32_fl|].
@@ -471,7 +490,9 @@ Section Bridge32.
 Variable initial : binary32.
 (** As [use] above, with binary32 gradients. *)
 Variable uses : nat -> option (option binary32).
-(** The path of one coordinate in whole units of 2^exponent: P(t) of docs/arithmetic.md. *)
+(** The path of one coordinate in whole units of 2^exponent: P(t) of docs/arithmetic.md. In the reference it is
+    [owed 0 t] of BridgeTree.v, and a payment is [owed since until] = P(until) - P(since), by
+    [span_is_path_difference] there. *)
 Variable path : nat -> Z.
 Variable exponent : Z.
 
@@ -527,7 +548,8 @@ Qed.
 
 Lemma eager_real : forall t, finite (eager32 t) = true -> real (eager32 t) = eager (real initial) uses_real path_real t.
 Proof.
-  induction t as [|t IH]; intro F; [reflexivity|]. apply eager_finite in F as (F & _ & E). rewrite E, (IH F). reflexivity.
+  induction t as [|t IH]; intro F; [reflexivity|]. apply eager_finite in F as (F & _ & E). rewrite E, (IH F).
+  reflexivity.
 Qed.
 
 Lemma eager_finite_before s t : (s <= t)%nat -> finite (eager32 t) = true -> finite (eager32 s) = true.
@@ -571,10 +593,13 @@ Proof.
 Qed.
 
 (** Steps before t that used the row: K of the bound. *)
-Fixpoint touches32 (t : nat) : nat := match t with O => O | S t => match uses t with None => touches32 t | _ => S (touches32 t) end end.
+Fixpoint touches32 (t : nat) : nat :=
+  match t with O => O | S t => match uses t with None => touches32 t | _ => S (touches32 t) end end.
 
 Lemma touches_real t : touches uses_real t = touches32 t.
-Proof. induction t as [|t IH]; cbn; [reflexivity|]. unfold uses_real at 1. destruct (uses t) as [[g|]|]; now rewrite IH. Qed.
+Proof.
+  induction t as [|t IH]; cbn; [reflexivity|]. unfold uses_real at 1. destruct (uses t) as [[g|]|]; now rewrite IH.
+Qed.
 
 (** Claim E2 for the numbers that a machine holds: if the eager weight at the end and the lazy weight at step t are
     finite, then
@@ -597,7 +622,8 @@ Proof.
   rewrite (settled_weight_real t Fl), (eager_real t (Fbefore t Ht)). rewrite <- touches_real in *.
   apply bridge_rounding; auto.
   - apply (generic_format_B2R 24 128).
-  - intros s g _ E. unfold uses_real in E. destruct (uses s) as [[g'|]|]; inversion E. apply (generic_format_B2R 24 128).
+  - intros s g _ E. unfold uses_real in E. destruct (uses s) as [[g'|]|]; inversion E.
+    apply (generic_format_B2R 24 128).
   - intros s Hs. destruct (Hw s Hs) as [Hg He]. assert (F := Fbefore (S s) Hs). rewrite <- (eager_real (S s) F).
     split; [|exact He]. destruct (eager_finite s F) as (F' & Eg & _). now rewrite <- (eager_real s F'), <- Eg.
   - intros s Hs. rewrite <- span_real. now apply Hn.

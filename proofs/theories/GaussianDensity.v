@@ -4,8 +4,8 @@
 
         density v x = exp(-x^2 / (2 v)) / (whole_area * sqrt v),    whole_area = integral of exp(-x^2 / 2),
 
-    where the integral is shown to exist and to be positive; that it is sqrt(2 pi) is not needed. The last theorem is the
-    hypothesis [gauss_affine] of Aggregate.v, read as a statement about densities. *)
+    where the integral is shown to exist and to be positive; that it is sqrt(2 pi) is not needed. [density_affine] is
+    the hypothesis [gauss_affine] of Aggregate.v, read as a statement about densities. *)
 
 From Coq Require Import Reals Lra Psatz.
 Set Warnings "-ambiguous-paths". (* one of Coquelicot's coercions; harmless *)
@@ -85,7 +85,8 @@ Lemma area_at_infinity : filterlim area (Rbar_locally p_infty) (locally half_are
 Proof.
   apply filterlim_locally. intro eps. destruct half_area_lub as [U L].
   assert (E : exists x, 0 <= x /\ half_area - eps < area x).
-  { apply Classical_Pred_Type.not_all_not_ex. intro N. assert (half_area <= half_area - eps); [|destruct eps; cbn in *; lra].
+  { apply Classical_Pred_Type.not_all_not_ex. intro N.
+    assert (half_area <= half_area - eps); [|destruct eps; cbn in *; lra].
     apply L. intros y (x & Hx & ->). apply Rnot_lt_le. intro. apply (N x). auto. }
   destruct E as (x0 & H0 & H1). exists x0. intros x Hx.
   unfold ball; cbn; unfold AbsRing_ball, abs, minus, plus, opp; cbn.
@@ -98,7 +99,8 @@ Lemma area_at_minus_infinity : filterlim area (Rbar_locally m_infty) (locally (-
 Proof.
   apply filterlim_ext with (f := fun x => - area (- x)). { intro. rewrite area_odd. ring. }
   apply (filterlim_comp _ _ _ (fun x => area (- x)) Ropp _ (locally half_area)); [|apply (filterlim_opp half_area)].
-  apply (filterlim_comp _ _ _ Ropp area _ (Rbar_locally p_infty)); [apply (filterlim_Rbar_opp m_infty)|exact area_at_infinity].
+  apply (filterlim_comp _ _ _ Ropp area _ (Rbar_locally p_infty));
+    [apply (filterlim_Rbar_opp m_infty)|exact area_at_infinity].
 Qed.
 
 Definition whole_area := 2 * half_area.
@@ -113,7 +115,8 @@ Qed.
 Lemma scaled_bell m s : 0 < s -> on_the_line (fun x => bell ((x - m) / s)) (s * whole_area).
 Proof.
   intro Hs.
-  assert (Aff : forall c, (c = p_infty \/ c = m_infty) -> filterlim (fun x => (x - m) / s) (Rbar_locally c) (Rbar_locally c)).
+  assert (Aff : forall c, (c = p_infty \/ c = m_infty) ->
+    filterlim (fun x => (x - m) / s) (Rbar_locally c) (Rbar_locally c)).
   { intros c [-> | ->]; intros P [M HM]; exists (s * M + m); intros x Hx; apply HM.
     - apply Rlt_div_r; lra.
     - apply Rlt_div_l; lra. }

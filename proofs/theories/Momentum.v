@@ -3,8 +3,8 @@
     The state of a coordinate is the pair (w, v) of weight and velocity, and a step without a gradient is
         v <- mu v + lam w + z,    w <- w - lr_t v,    z ~ N(0, variance_t),
     that is  x <- A_t x + noise with covariance Q_t.  The trainers of this project have no momentum; the theorem says
-    what aggregate mode would have to draw if they had: the pending mean map Phi and the pending covariance Cov, both by the
-    usual recursions. The assumptions are those of Aggregate.v, in two dimensions. *)
+    what aggregate mode would have to draw if they had: the pending mean map Phi and the pending covariance Cov, both by
+    the usual recursions. The assumptions are those of Aggregate.v, in two dimensions. *)
 
 Require Import List Arith Lia Reals Lra Psatz.
 Import ListNotations.
@@ -125,6 +125,7 @@ Lemma aggregate_nothing row t x : meq (aggregate row t t x) (ret x).
 Proof.
   unfold aggregate. rewrite Nat.sub_diag. cbn [pending_map pending_covariance]. rewrite apply_identity.
   apply gauss_certain.
+Qed.
 
 Lemma aggregate_adds row a b c x : (a <= b)%nat -> (b <= c)%nat ->
   meq (bind (aggregate row a b x) (aggregate row b c)) (aggregate row a c x).
