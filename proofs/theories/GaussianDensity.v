@@ -214,3 +214,27 @@ Proof.
   replace (1 * 1 * v + v') with (v + v') in A by ring. replace (z - 1 * 0) with z in A by ring.
   eapply is_RInt_gen_ext; [|exact A]. apply filter_forall. intros ab x _. cbn beta. now rewrite Rminus_0_r, Rmult_1_l.
 Qed.
+
+(** density (a + b) (x + y) * density (a b / (a + b)) (x - (x + y) a / (a + b)) = density a x * density b y.
+    The split of the bridge: drawing the sum of two independent Gaussians first, and then the left one as its share of the
+    sum plus noise of variance a b / (a + b), gives the two Gaussians. This is what [Settlement._left] draws, before it
+    rounds to the grid. *)
+Theorem density_of_a_split a b x y : 0 < a -> 0 < b ->
+  density (a + b) (x + y) * density (a * b / (a + b)) (x - (x + y) * (a / (a + b))) = density a x * density b y.
+Proof.
+  intros Ha Hb. assert (Hv : 0 < a + b) by lra.
+  assert (Hw : 0 < a * b / (a + b)) by (apply Rdiv_lt_0_compat; [now apply Rmult_lt_0_compat|assumption]).
+  assert (Sa := sqrt_lt_R0 a Ha). assert (Sb := sqrt_lt_R0 b Hb). assert (Sv := sqrt_lt_R0 (a + b) Hv).
+  assert (Sw := sqrt_lt_R0 _ Hw). assert (AP := whole_area_pos).
+  assert (Qa := sqrt_sqrt a (Rlt_le _ _ Ha)). assert (Qb := sqrt_sqrt b (Rlt_le _ _ Hb)).
+  assert (Qv := sqrt_sqrt _ (Rlt_le _ _ Hv)). assert (Qw := sqrt_sqrt _ (Rlt_le _ _ Hw)).
+  assert (Roots : sqrt (a + b) * sqrt (a * b / (a + b)) = sqrt a * sqrt b).
+  { rewrite <- sqrt_mult, <- sqrt_mult by lra. f_equal. field. lra. }
+  unfold density. set (sa := sqrt a) in *. set (sb := sqrt b) in *. set (sv := sqrt (a + b)) in *.
+  set (sw := sqrt (a * b / (a + b))) in *. set (d := x - (x + y) * (a / (a + b))) in *.
+  transitivity (bell ((x + y) / sv) * bell (d / sw) / (whole_area * whole_area * (sv * sw))); [field; repeat split; lra|].
+  transitivity (bell (x / sa) * bell (y / sb) / (whole_area * whole_area * (sa * sb))); [|field; repeat split; lra].
+  rewrite Roots. f_equal. unfold bell. rewrite <- !exp_plus. f_equal.
+  assert (Square : forall p q, q <> 0 -> p / q * (p / q) = p * p / (q * q)) by (intros; field; assumption).
+  rewrite !Square by (apply Rgt_not_eq; assumption). rewrite Qa, Qb, Qv, Qw. unfold d. field. repeat split; lra.
+Qed.
