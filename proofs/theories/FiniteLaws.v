@@ -199,4 +199,110 @@ Proof.
     + rewrite (IH _), expectation_draw. apply expectation_ext. intro. now rewrite expectation_certain.
 Qed.
 
+(** ** One draw in place of many
+
+    The sum of n fair signs, drawn at once: 2k - n with weight C(n, k) / 2^n. It has n + 1 outcomes where n signs have
+    2^n, and by the theorem above it may stand for any span of n ticks. *)
+
 Definition fair_sign : Law Z := [(1 # 2, 1%Z); (1 # 2, (-1)%Z)].
+
+Fixpoint choose (n k : nat) : nat :=
+  match n, k with
+  | _, O => 1
+  | O, S _ => 0
+  | S n, S k => choose n k + choose n (S k)
+  end.
+
+Fixpoint half (n : nat) : Q := match n with O => 1 | S n => (1 # 2) * half n end.
+
+Definition choices (n k : nat) : Q := inject_Z (Z.of_nat (choose n k)).
+
+Definition sum_of_signs (n k : nat) : Z := (2 * Z.of_nat k - Z.of_nat n)%Z.
+
+Definition binomial (n : nat) : Law Z := map (fun k => (half n * choices n k, sum_of_signs n k)) (seq 0 (S n)).
+
+Fixpoint sum_to (g : nat -> Q) (n : nat) : Q := match n with O => 0 | S n => sum_to g n + g n end.
+
+Lemma sum_to_ext g h n : (forall k, g k == h k) -> sum_to g n == sum_to h n.
+Proof. intro H. induction n as [|n IH]; cbn [sum_to]; [reflexivity|]. now rewrite IH, H. Qed.
+
+Lemma sum_to_plus g h n : sum_to (fun k => g k + h k) n == sum_to g n + sum_to h n.
+Proof. induction n as [|n IH]; cbn [sum_to]; [|rewrite IH]; ring. Qed.
+
+Lemma sum_to_times c g n : sum_to (fun k => c * g k) n == c * sum_to g n.
+Proof. induction n as [|n IH]; cbn [sum_to]; [|rewrite IH]; ring. Qed.
+
+Lemma sum_to_first g n : sum_to g (S n) == g O + sum_to (fun k => g (S k)) n.
+Proof. induction n as [|n IH]; [cbn [sum_to]; ring|]. cbn [sum_to] in *. rewrite IH. ring. Qed.
+
+Lemma expectation_seq {A : Set} (p : nat -> Q) (v : nat -> A) f n :
+  expectation (map (fun k => (p k, v k)) (seq 0 n)) f == sum_to (fun k => p k * f (v k)) n.
+Proof.
+  induction n as [|n IH]; [reflexivity|]. rewrite seq_S, map_app, expectation_app, IH. cbn [map plus sum_to].
+  rewrite expectation_cons, expectation_nil. ring.
+Qed.
+
+Lemma choose_above : forall n k, (n < k)%nat -> choose n k = O.
+Proof.
+  induction n as [|n IH]; intros [|k] H; cbn [choose]; try lia. rewrite !IH by lia. reflexivity.
+Qed.
+
+Lemma pascal n k : choices (S n) (S k) == choices n k + choices n (S k).
+Proof. unfold choices. cbn [choose]. now rewrite Nat2Z.inj_add, inject_Z_plus. Qed.
+
+(** Without the common factor 2^-n. *)
+Definition unscaled (n : nat) (f : Z -> Q) : Q := sum_to (fun k => choices n k * f (sum_of_signs n k)) (S n).
+
+Lemma binomial_unscaled n f : expectation (binomial n) f == half n * unscaled n f.
+Proof.
+  unfold binomial. rewrite expectation_seq. unfold unscaled. rewrite <- sum_to_times. apply sum_to_ext. intro. ring.
+Qed.
+
+(** One more sign: Pascal's rule. *)
+Lemma unscaled_step n f : unscaled (S n) f == unscaled n (fun z => f (1 + z)%Z) + unscaled n (fun z => f (-1 + z)%Z).
+Proof.
+  unfold unscaled. rewrite sum_to_first.
+  transitivity (choices n 0 * f (-1 + sum_of_signs n 0)%Z
+    + (sum_to (fun k => choices n k * f (1 + sum_of_signs n k)%Z) (S n)
+       + sum_to (fun k => choices n (S k) * f (-1 + sum_of_signs n (S k))%Z) (S n))).
+  - rewrite <- sum_to_plus. apply Qplus_comp.
+    + replace (sum_of_signs (S n) 0) with (-1 + sum_of_signs n 0)%Z by (unfold sum_of_signs; lia).
+      unfold choices. now destruct n.
+    + apply sum_to_ext. intro k. rewrite pascal.
+      replace (sum_of_signs (S n) (S k)) with (1 + sum_of_signs n k)%Z by (unfold sum_of_signs; lia).
+      replace (-1 + sum_of_signs n (S k))%Z with (1 + sum_of_signs n k)%Z by (unfold sum_of_signs; lia). ring.
+  - set (h := fun k => choices n k * f (-1 + sum_of_signs n k)%Z).
+    assert (Zero : h (S n) == 0).
+    { unfold h, choices. rewrite choose_above by lia. change (inject_Z (Z.of_nat 0)) with 0. ring. }
+    assert (Last : sum_to h (S n) == h O + sum_to (fun k => h (S k)) (S n)).
+    { rewrite <- sum_to_first. change (sum_to h (S (S n))) with (sum_to h (S n) + h (S n)). rewrite Zero. ring. }
+    change (h O + (sum_to (fun k => choices n k * f (1 + sum_of_signs n k)%Z) (S n) + sum_to (fun k => h (S k)) (S n))
+            == sum_to (fun k => choices n k * f (1 + sum_of_signs n k)%Z) (S n) + sum_to h (S n)).
+    rewrite Last. ring.
+Qed.
+
+(** Law(2k - n with weight C(n, k) / 2^n) = law of the sum of n fair signs. *)
+Theorem binomial_is_power : forall n, same_law (binomial n) (power fair_sign n).
+Proof.
+  induction n as [|n IH]; intro f.
+  - rewrite binomial_unscaled. cbn [power]. rewrite (expectation_certain 0%Z f).
+    unfold unscaled, choices, sum_of_signs. cbn. ring.
+  - rewrite binomial_unscaled, unscaled_step. cbn [power half]. unfold convolve. rewrite expectation_draw.
+    unfold fair_sign. rewrite !expectation_cons, expectation_nil.
+    assert (E : forall g, half n * unscaled n g == expectation (power fair_sign n) g)
+      by (intro g; rewrite <- binomial_unscaled; apply IH).
+    assert (D : forall x, expectation (draw (power fair_sign n) (fun y => certain (x + y)%Z)) f
+                          == half n * unscaled n (fun z => f (x + z)%Z)).
+    { intro x. rewrite expectation_draw, E. apply expectation_ext. intro y. apply expectation_certain. }
+    fold fair_sign. rewrite !D. ring.
+Qed.
+
+(** So the binomial laws are a semigroup, and aggregate mode with binomial noise has the law of eager with signs. *)
+Corollary binomial_semigroup : semigroup binomial.
+Proof.
+  destruct (power_semigroup fair_sign) as [H0 Hadd]. split.
+  - intro f. now rewrite (binomial_is_power 0 f), (H0 f).
+  - intros m n f. rewrite (binomial_is_power (m + n) f), <- (Hadd m n f). unfold convolve.
+    rewrite !expectation_draw, (binomial_is_power m _). apply expectation_ext. intro x.
+    rewrite !expectation_draw. apply (binomial_is_power n).
+Qed.
