@@ -12,7 +12,7 @@ VERIFY ?=
 PYTEST ?=
 WORKERS ?= auto
 
-.PHONY: help verify test test-slow test-gpu check docs golden benchmarks train clean
+.PHONY: help verify test test-slow test-gpu check proofs proofs-record proofs-mutants docs golden benchmarks train clean
 
 help:
 	@echo "make verify      train both twins on MovieLens-100k, compare, price, report (VERIFY='--steps 50' passes options)"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-slow   the long checks: 1e8 draws, 20 kills, every seeded fault through the command line"
 	@echo "make test-gpu    the checks that need a CUDA device"
 	@echo "make check       ruff, pyright and import-linter on the installed package"
+	@echo "make proofs      the machine-checked proofs (needs Coq 8.16; about two minutes, seconds when nothing has changed)"
 	@echo "make docs        the documentation as a web site, in build/site"
 	@echo "make golden      regenerate the golden vectors (a test fails when they differ)"
 	@echo "make benchmarks  noise and step time, a few minutes; results in benchmarks/results"
@@ -55,6 +56,15 @@ check: $(PACKAGE)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --config pyproject.toml
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+proofs: $(PACKAGE)
+	$(BIN)/python proofs/check.py
+
+proofs-record: $(PACKAGE)
+	$(BIN)/python proofs/check.py --record
+
+proofs-mutants: $(PACKAGE)
+	$(BIN)/python proofs/mutants.py
 
 docs: $(PACKAGE)
 	$(BIN)/mkdocs build --strict --site-dir build/site

@@ -102,7 +102,7 @@ def publish_weights(path: Path) -> None:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that a manifest binds, by name; the report is made after it and private files stay out."""
-    bound = ("ledger.jsonl", "evidence.json", "weights.safetensors")
+    bound = ("ledger.jsonl", "evidence.json", "proofs.json", "weights.safetensors")
     return {name: _sha256(folder / name) for name in bound if (folder / name).exists()}
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from samelaw.accounting.statement import epsilon_by_step, price
 from samelaw.cli import runfolder
 from samelaw.cli.data import check_positive, load_workload, test_batch
+from samelaw.cli.installed import source_digests
 from samelaw.cli.models import Problem, dlrm_problem, kernels_for, readout_problem
 from samelaw.cli.same_model import same_model
 from samelaw.cli.twins import Draw, Fault, TwinRun, run_twins
@@ -32,6 +33,7 @@ from samelaw.contract.trace import Batch
 from samelaw.equivalence import claims, laws
 from samelaw.equivalence.faults import FAULTS
 from samelaw.equivalence.faults import Fault as SeededFault
+from samelaw.equivalence.proofs import ProofStatus, proof_status, proofs_record, theorems
 from samelaw.equivalence.report import write_report
 from samelaw.equivalence.scenarios import edge_cases, one_example
 from samelaw.equivalence.schemas import evidence_record
@@ -184,6 +186,8 @@ def finish(options: argparse.Namespace, workload: Workload, key: NoiseKey, suite
     holds = claims.suite_holds(suite.evidence)
     runfolder.write_weights(folder / "weights.safetensors", published.release)
     runfolder.write_json(folder / "evidence.json", evidence_record(suite.evidence), private=True)
+    proofs = proof_status(source_digests(source for theorem in theorems() for source in theorem.sources))
+    runfolder.write_json(folder / "proofs.json", proofs_record(proofs))
     manifest = runfolder.manifest(
         "verify", workload, published.spec, key, suite.ledger, statement.to_json(),
         options={"device": options.device, "modes": options.mode, "fault": options.fault, "dim": DIM,
@@ -195,12 +199,14 @@ def finish(options: argparse.Namespace, workload: Workload, key: NoiseKey, suite
         "curves": {run.name: run.curves for run in suite.runs if run.curves},
         "epsilon": epsilon_by_step(published.spec),
         "skipped_lines": workload.skipped,
+        "proofs": proofs,
     }
     write_report(folder / "report.html", manifest, suite.evidence, series)
     if options.json:
         print(json.dumps(evidence_record(suite.evidence), indent=2, sort_keys=True))
     else:
         _print_table(suite.evidence)
+        _print_proofs(proofs)
     refuted = [evidence for evidence in suite.evidence if evidence.verdict is Verdict.REFUTED]
     for evidence in refuted:
         _say(f"{evidence.claim} REFUTED ({evidence.scope}): {evidence.first_disagreement or evidence.summary}")
@@ -304,6 +310,17 @@ def _fault(options: argparse.Namespace) -> SeededFault | None:
 def _print_table(suite: list[Evidence]) -> None:
     for evidence in suite:
         print(f"{evidence.claim:<3} {evidence.verdict:<12} {evidence.scope}: {evidence.summary}")
+
+
+def _print_proofs(statuses: Sequence[ProofStatus]) -> None:
+    """A line a claim: its theorems about the installed sources, and those about others."""
+    for claim in dict.fromkeys(s.theorem.claim for s in statuses):
+        here = [s.theorem.theorem for s in statuses if s.theorem.claim == claim and s.proved]
+        gone = [s.words for s in statuses if s.theorem.claim == claim and not s.proved]
+        if here:
+            print(f"{claim:<3} PROVED       of the textbook trainer's sources installed here: {', '.join(here)}")
+        for words in dict.fromkeys(gone):
+            print(f"{claim:<3} {words}")
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ from samelaw.contract.evidence import Evidence, TestResult, Verdict
 from samelaw.contract.figures import rounded_down, rounded_up
 from samelaw.equivalence import plots
 from samelaw.equivalence.page_style import STYLE
+from samelaw.equivalence.proofs import ProofStatus
 
 MEANINGS = {
     Verdict.EQUAL: "compared to the bit on everything there was to compare, and the same",
@@ -45,7 +46,8 @@ def write_report(
         series: what else there is to plot, each optional:
             "curves": run name -> {"eager", "lazy"} -> steps, loss, auc; or {"lazy": ...} alone;
             "epsilon": by step, as columns (steps, lower, estimate, upper) or rows;
-            "delays": steps owed by each row at release, for a run without evidence.
+            "delays": steps owed by each row at release, for a run without evidence;
+            "proofs": proofs.ProofStatus of each theorem.
     """
     target = Path(path)
     part = target.with_name(target.name + ".part")
@@ -59,6 +61,7 @@ def page(manifest: Mapping[str, Any], evidence: Sequence[Evidence], series: Mapp
     sections = (
         _headline(manifest, evidence),
         _claims(evidence) if evidence else "",
+        _proofs(series["proofs"]) if series.get("proofs") else "",
         _plots(evidence, series),
         _price(manifest),
         _parameters(manifest, series),
@@ -147,6 +150,25 @@ def _claims(evidence: Sequence[Evidence]) -> str:
         '<p class="dim">False alarm: the probability with which the checks of that line would have refused a correct '
         f"trainer; {sum(t.false_alarm for e in evidence for t in e.tests):.1e} over the whole page. A dash: the "
         "comparison is exact and has no error rate.</p>"
+    )
+
+
+def _proofs(statuses: Sequence[ProofStatus]) -> str:
+    """One row a theorem, by claim: what it says, and whether it was proved of the sources that are installed here."""
+    rows: list[str] = []
+    for status in sorted(statuses, key=lambda s: _ORDER.find(s.theorem.claim) % 100):
+        mark = '<span class="mark good">proved</span>' if status.proved else '<span class="mark open">not proved</span>'
+        rows.append(
+            f"<tr><td>{escape(status.theorem.claim)}</td><td>{mark}</td><td>{escape(status.theorem.says)}"
+            f'<div class="dim">{escape(status.theorem.theorem)}: {escape(status.words)}</div></td></tr>'
+        )
+    return (
+        '<h2>Proofs</h2><div class="scroll"><table><thead><tr><th></th><th>here</th>'
+        '<th class="wide">theorem</th></tr></thead><tbody>' + "\n".join(rows) + "</tbody></table></div>"
+        '<p class="dim">Machine-checked with Coq, before this run and about the textbook trainer’s sources with the '
+        "digests shown; checked again by make proofs. The fast trainer is compared with the textbook one by the checks "
+        "above: it is tested, not proved, and so is everything that runs on a GPU. The privacy cost is priced, not "
+        "proved.</p>"
     )
 
 

@@ -1,8 +1,8 @@
 """The fast path's own schedule on free terms, against eager.
 
-The real LazyTrainer and its LazyTables run, with their indices, histories, order of settlement, look-ahead, checkpoints
-and release, and with numba's own `due_rows`. Only the arithmetic of the backend is replaced: a table's float32 weight is
-the number of a term (exact below 2^24), and paying or updating a row writes the number of the larger term.
+The real LazyTrainer and its LazyTables run, with their indices, histories, order of settlement, look-ahead,
+checkpoints and release, and with numba's own `due_rows`. Only the arithmetic of the backend is replaced: a table's
+float32 weight is the number of a term (exact below 2^24), and paying or updating a row writes the larger term's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from samelaw.contract.ledger import Ledger
 from samelaw.contract.noise import NoiseKey
 from samelaw.contract.schedule import Schedule
@@ -23,7 +25,6 @@ from samelaw.fast.kernels import LookupCall, NoisePlan
 from samelaw.fast.trainer import LazyTrainer
 from samelaw.reference import lazy_schedule
 from samelaw.reference.rows import Weights
-from torch import Tensor, nn
 
 FEATURES = ("item", "user")
 
@@ -119,7 +120,9 @@ def _flat(bags: list[list[int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor([r for bag in bags for r in bag], dtype=torch.int64), torch.tensor(np.cumsum(lengths)[:-1])
 
 
-def check_fast(sizes: dict[str, int], steps: Sequence[FastStep], folder: Path, pause: int | None, *, chunk: int = 2) -> None:
+def check_fast(
+    sizes: dict[str, int], steps: Sequence[FastStep], folder: Path, pause: int | None, *, chunk: int = 2
+) -> None:
     """The fast trainer, interrupted at `pause` or not, ends with eager's terms and has read eager's terms."""
     terms, count = Terms(), len(steps)
     schedule = Schedule.from_function(lambda step: 1.0 + step / 16, steps=max(count, 1))
@@ -182,7 +185,10 @@ def _eager(sizes: dict[str, int], steps: Sequence[FastStep], terms: Terms) -> tu
     def update(step: int, rows: Any, gradient: Any, values: Any) -> Any:
         return {
             name: np.array(
-                [terms.of("update", step, r, (gradient[name],), w) for r, w in zip(ids.tolist(), values[name], strict=True)],
+                [
+                    terms.of("update", step, r, (gradient[name],), w)
+                    for r, w in zip(ids.tolist(), values[name], strict=True)
+                ],
                 dtype=object,
             )
             for name, ids in rows.items()

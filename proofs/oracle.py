@@ -49,7 +49,8 @@ Definition lazy n ts :=
   let '(L', H') := release (CM := Identity) L H (length ts) (seq 0 n) owed in
   (map L (seq 0 n), map H (seq 0 n), s, map L' (seq 0 n), map H' (seq 0 n)).
 Definition replayed n since until :=
-  pay_steps (seq 0 n) since until (map zn (seq 0 n)) (fun rows a b vs => map (fun '(r, w) => owe r a b w) (combine rows vs)).
+  pay_steps (seq 0 n) since until (map zn (seq 0 n))
+            (fun rows a b vs => map (fun '(r, w) => owe r a b w) (combine rows vs)).
 """
 
 

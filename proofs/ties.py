@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ class Term:
     """A hash-consed term: the same structure is the same object."""
 
     __slots__ = ("number", "parts")
-    _known: dict[tuple[Any, ...], Term] = {}
+    _known: ClassVar[dict[tuple[Any, ...], Term]] = {}
 
     def __init__(self, parts: tuple[Any, ...], number: int) -> None:
         self.parts, self.number = parts, number
@@ -95,7 +95,9 @@ class TermRun:
 
     def update(self, step: int, rows: Any, gradient: Term, values: Any) -> Any:
         return {
-            name: _terms([("update", step, name, r, gradient, w) for r, w in zip(ids.tolist(), values[name], strict=True)])
+            name: _terms(
+                [("update", step, name, r, gradient, w) for r, w in zip(ids.tolist(), values[name], strict=True)]
+            )
             for name, ids in rows.items()
         }
 
@@ -106,7 +108,10 @@ class TermRun:
             assert len(set(ids.tolist())) == len(ids), "a row is settled twice in one call"
             assert all(s <= until for s in since[name].tolist()), "a row owes a negative number of steps"
             paid[name] = _terms(
-                [_paid(name, r, s, until, w) for r, s, w in zip(ids.tolist(), since[name].tolist(), values[name], strict=True)]
+                [
+                    _paid(name, r, s, until, w)
+                    for r, s, w in zip(ids.tolist(), since[name].tolist(), values[name], strict=True)
+                ]
             )
         return paid
 
@@ -178,7 +183,9 @@ def check_eager_noise(trace: Trace, outcome: dict[str, list[Any]]) -> None:
                     noise.append(term.parts[3])
                 else:
                     later = noise[-1] if noise else steps
-                    assert term.parts[1] == later, f"row {row}: the update of step {term.parts[1]} comes after its noise"
+                    assert term.parts[1] == later, (
+                        f"row {row}: the update of step {term.parts[1]} comes after its noise"
+                    )
                 term = term.parts[-1]
             assert noise == list(reversed(range(steps))), f"row {row} of {name!r} holds the noise of steps {noise}"
 

@@ -3,12 +3,13 @@
 The translator knows a small language and refuses everything else, with the line and the way out: it never guesses.
 
     module      imports, type aliases, TypeVars, functions with every parameter annotated
-    statement   x = e    x, y = e    table[rows] = e    f(...)    for x in range(a, b) or in a list    return e, at the end
-    expression  names, numbers, e + 1, table[rows], calls, tuples, and the float64 forms listed in `_Expressions`
+    statement   x = e    x, y = e    table[rows] = e    f(...)    for x in range(a, b) or in a list
+                and one return at the end
+    expression  names, numbers, e + 1, table[rows], calls, tuples, and the float64 forms of `_operation`
     closure     one `def read(rows)` in the statement before the model that it serves, and used there alone
 
 Tables (`Weights`, `History`) are changed in place in Python; in Gallina a function returns those that it changes. That
-is the same thing as long as no table has two names, so a table may not be renamed, returned, or passed twice to one call.
+is the same thing as long as no table has two names, so a table may not be renamed, or passed twice to one call.
 A call that may draw (its type says `Drawn`) becomes a monadic bind, and may only be the whole right-hand side.
 
     python proofs/translate.py            write proofs/theories/Gen_*.v
@@ -248,7 +249,9 @@ class _Body:
         self.module, self.node, self.place = module, node, module.place
         a = node.args
         if a.defaults or a.kwonlyargs or a.vararg or a.kwarg or a.posonlyargs or node.decorator_list:
-            refuse(node, "a function may not have defaults, keyword-only or starred parameters, or decorators", self.place)
+            refuse(
+                node, "a function may not have defaults, keyword-only or starred parameters, or decorators", self.place
+            )
         params = [(arg.arg, self._annotated(arg)) for arg in a.args]
         self.read_closure: ast.FunctionDef | None = None
         none = node.returns is None or ast.unparse(node.returns) == "None"
@@ -430,9 +433,7 @@ class _Body:
             refuse(node, "a table may have one name only", self.place)
         env[name] = of
 
-    def _effect(
-        self, value: ast.expr, env: dict[str, Type]
-    ) -> tuple[str, list[str], Type | None, bool] | None:
+    def _effect(self, value: ast.expr, env: dict[str, Type]) -> tuple[str, list[str], Type | None, bool] | None:
         """(text, tables changed, type of the result, whether it draws) of a call that draws or changes tables."""
         if not (isinstance(value, ast.Call) and isinstance(value.func, ast.Name)):
             return None
@@ -449,9 +450,7 @@ class _Body:
             return self._own(value, f, env)
         return None
 
-    def _own(
-        self, value: ast.Call, f: Function, env: dict[str, Type]
-    ) -> tuple[str, list[str], Type | None, bool]:
+    def _own(self, value: ast.Call, f: Function, env: dict[str, Type]) -> tuple[str, list[str], Type | None, bool]:
         """A call of a function of this module; its type variables take the types that the arguments have."""
         if value.keywords or len(value.args) != len(f.params):
             refuse(value, f"{f.name} takes {len(f.params)} positional arguments", self.place)
@@ -467,9 +466,7 @@ class _Body:
             texts.append(_paren_call(text))
         return f"{f.name} {' '.join(texts)}", [given[c] for c in f.changes], f.result, f.drawn
 
-    def _serve(
-        self, value: ast.Call, of: Type, env: dict[str, Type]
-    ) -> tuple[str, list[str], Type | None, bool]:
+    def _serve(self, value: ast.Call, of: Type, env: dict[str, Type]) -> tuple[str, list[str], Type | None, bool]:
         """A model call: its reads are served by the closure defined just before."""
         closure = self.read_closure
         if closure is None or value.keywords or [ast.unparse(a) for a in value.args] != [closure.name]:
@@ -496,9 +493,7 @@ class _Body:
         whole = [_tuple(changed)] if changed else ["_"]
         return call, whole, of.parts[0], True
 
-    def _for(
-        self, node: ast.For, rest: Sequence[ast.stmt], env: dict[str, Type], ind: str, tail: str | None
-    ) -> str:
+    def _for(self, node: ast.For, rest: Sequence[ast.stmt], env: dict[str, Type], ind: str, tail: str | None) -> str:
         if node.orelse or not isinstance(node.target, ast.Name):
             refuse(node, "a loop has one variable and no else", self.place)
         if node.target.id in env:
@@ -534,7 +529,12 @@ class _Body:
         for node in body:
             for n in ast.walk(node):
                 if isinstance(n, ast.Assign):
-                    found |= {m.id for t in n.targets for m in ast.walk(t) if isinstance(m, ast.Name) and not isinstance(t, ast.Subscript)}
+                    found |= {
+                        m.id
+                        for t in n.targets
+                        for m in ast.walk(t)
+                        if isinstance(m, ast.Name) and not isinstance(t, ast.Subscript)
+                    }
         return found
 
     # Expressions.

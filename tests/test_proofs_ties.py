@@ -51,9 +51,7 @@ def fast_step_of(sizes: dict[str, int]) -> Any:
         lambda b: st.fixed_dictionaries({n: st.lists(bag[n], min_size=b, max_size=b) for n in sizes})
     )
     nothing = st.just({n: [] for n in sizes})
-    return st.builds(
-        fast_ties.FastStep, batch, nothing | ids_of(sizes, 3), nothing | ids_of(sizes, 2), st.booleans()
-    )
+    return st.builds(fast_ties.FastStep, batch, nothing | ids_of(sizes, 3), nothing | ids_of(sizes, 2), st.booleans())
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
@@ -97,7 +95,7 @@ def test_S5_the_sum_of_a_batch_is_exact(parts):
 
 @pytest.mark.parametrize("index", [0, slice(0, 2), [0, 1], np.array([0.0]), np.array([[0]])])
 def test_V1_a_read_that_could_be_a_view_is_refused(index):
-    """A view that is kept as a read shows the row's latest value, and the program is no longer the one that is proved."""
+    """A view that is kept as a read shows the row's latest value; the program would not be the one that is proved."""
     weights = rows.Weights({"t": np.zeros((3, 2), dtype=np.float32)})
     with pytest.raises((InputError, TypeCheckError)):  # the test run checks annotations first
         weights[{"t": index}]
@@ -128,5 +126,3 @@ def test_V1_the_check_on_terms_notices_a_table_that_hands_out_views(monkeypatch)
     step = ties.Step(({"t": [0]},), {"t": [0]}, {"t": []})
     with pytest.raises(AssertionError, match="view"):
         ties.check_schedule(ties.Trace({"t": 1}, (step, step)), lazy_schedule, rows, 1)
-
-
