@@ -45,7 +45,10 @@ Ids = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Step:
-    """What one step does: reads in order (repeats allowed), the rows that it updates, the rows settled ahead."""
+    """What one step does: reads in order, the rows that it updates (read or not), the rows settled ahead.
+
+    Repeats are allowed everywhere.
+    """
 
     reads: tuple[Ids, ...]
     touched: Ids
@@ -102,18 +105,22 @@ class TermRun:
         }
 
     def owed(self, rows: Any, since: Any, until: int, values: Any) -> Any:
-        """Replay on terms: one payment a step. A row that is asked twice, or for a negative span, is an error."""
+        """Replay on terms, by the proved loop. A row that is asked twice, or for a negative span, is an error."""
         paid: dict[str, np.ndarray] = {}
         for name, ids in rows.items():
             assert len(set(ids.tolist())) == len(ids), "a row is settled twice in one call"
             assert all(s <= until for s in since[name].tolist()), "a row owes a negative number of steps"
-            paid[name] = _terms(
-                [
-                    _paid(name, r, s, until, w)
-                    for r, s, w in zip(ids.tolist(), since[name].tolist(), values[name], strict=True)
-                ]
-            )
+            paid[name] = values[name].copy()
+            for i, start in enumerate(since[name].tolist()):
+                one = {name: ids[i : i + 1]}
+                paid[name][i] = self.schedule.pay_steps(one, start, until, {name: [paid[name][i]]}, self.pay)[name][0]
         return paid
+
+    def pay(self, rows: Any, since: int, until: int, values: Any) -> Any:
+        """One payment for one step of one row."""
+        assert until == since + 1, "replay must pay one step at a time"
+        ((name, ids),) = rows.items()
+        return {name: [Term.of("noise", name, int(ids[0]), since, values[name][0])]}
 
     def eager(self, start: int, stop: int, side: Any) -> Any:
         return self.schedule.eager_run(
@@ -222,12 +229,6 @@ def check_batch_sum(truncation: ModuleType, parts: Sequence[Sequence[int]], dim:
     assert total.tolist() == [sum(p[i] for p in parts) for i in range(dim)], "the sum is not exact"
 
 
-def _paid(name: str, row: int, since: int, until: int, value: Any) -> Any:
-    for step in range(since, until):
-        value = Term.of("noise", name, row, step, value)
-    return value
-
-
 def _terms(parts: Sequence[Any]) -> np.ndarray:
     array = np.empty(len(parts), dtype=object)
     for i, part in enumerate(parts):
@@ -243,7 +244,7 @@ def _arrays(ids: Ids) -> dict[str, np.ndarray]:
 
 
 def random_trace(rng: Any, *, tables: Sequence[str] = TABLES, largest: int = 5, steps: int = 6) -> Trace:
-    """A small trace: repeats, empty batches, rows never read, rows settled ahead."""
+    """A small trace: repeats, empty batches, rows never read, rows updated unread, rows settled ahead."""
     sizes = {name: int(rng.integers(1, largest + 1)) for name in tables}
 
     def rows(most: int) -> Ids:
@@ -252,7 +253,6 @@ def random_trace(rng: Any, *, tables: Sequence[str] = TABLES, largest: int = 5, 
     made: list[Step] = []
     for _ in range(int(rng.integers(0, steps + 1))):
         reads = tuple(rows(4) for _ in range(int(rng.integers(0, 3))))
-        every = {n: sorted({r for asked in reads for r in asked[n]}) for n in tables}
         ahead = rows(3) if rng.integers(0, 2) else {n: [] for n in tables}
-        made.append(Step(reads, every, ahead))
+        made.append(Step(reads, rows(4), ahead))
     return Trace(sizes, tuple(made))
