@@ -313,13 +313,19 @@ def _print_table(suite: list[Evidence]) -> None:
 
 
 def _print_proofs(statuses: Sequence[ProofStatus]) -> None:
-    """A line a claim: its theorems about the installed sources, and those about others."""
+    """Per claim: theorems about the installed sources, by how they are bound to them, and those about others."""
+    about = {
+        "generated": "of the textbook trainer's sources installed here",
+        "by hand": "of models written by hand after sources installed here",
+        "none": "as mathematics alone",
+    }
     for claim in dict.fromkeys(s.theorem.claim for s in statuses):
-        here = [s.theorem.theorem for s in statuses if s.theorem.claim == claim and s.proved]
-        gone = [s.words for s in statuses if s.theorem.claim == claim and not s.proved]
-        if here:
-            print(f"{claim:<3} PROVED       of the textbook trainer's sources installed here: {', '.join(here)}")
-        for words in dict.fromkeys(gone):
+        of_claim = [s for s in statuses if s.theorem.claim == claim]
+        for bound, words in about.items():
+            here = [s.theorem.theorem for s in of_claim if s.proved and s.theorem.bound == bound]
+            if here:
+                print(f"{claim:<3} PROVED       {words}: {', '.join(here)}")
+        for words in dict.fromkeys(s.words for s in of_claim if not s.proved):
             print(f"{claim:<3} {words}")
 
 

@@ -112,15 +112,15 @@ class TermRun:
             assert all(s <= until for s in since[name].tolist()), "a row owes a negative number of steps"
             paid[name] = values[name].copy()
             for i, start in enumerate(since[name].tolist()):
-                one = {name: ids[i : i + 1]}
-                paid[name][i] = self.schedule.pay_steps(one, start, until, {name: [paid[name][i]]}, self.pay)[name][0]
+                row, value = {name: ids[i : i + 1]}, {name: values[name][i : i + 1]}
+                paid[name][i] = self.schedule.pay_steps(row, start, until, value, self.pay)[name][0]
         return paid
 
     def pay(self, rows: Any, since: int, until: int, values: Any) -> Any:
         """One payment for one step of one row."""
         assert until == since + 1, "replay must pay one step at a time"
         ((name, ids),) = rows.items()
-        return {name: [Term.of("noise", name, int(ids[0]), since, values[name][0])]}
+        return {name: _terms([("noise", name, int(ids[0]), since, values[name][0])])}
 
     def eager(self, start: int, stop: int, side: Any) -> Any:
         return self.schedule.eager_run(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from samelaw.cli.installed import source_digests
+from samelaw.cli.verify import _print_proofs
 from samelaw.equivalence.proofs import ProofStatus, Theorem, proof_status, theorems
 from samelaw.equivalence.report import _proofs
 
@@ -81,3 +82,13 @@ def test_the_page_shows_claim_theorem_and_status_and_escapes_them():
     assert text.count("mark good") == 1
     assert text.count("mark open") == 1
     assert "tested, not proved" in text
+
+
+def test_the_terminal_says_proved_of_nothing_but_what_was_checked(capsys):
+    by_hand = replace(THEOREM, bound="by hand", theorem="Bounds.far")
+    _print_proofs([status(THEOREM, SOURCES), status(by_hand, SOURCES), status(replace(THEOREM, claim="R1"), {})])
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.endswith("PROVED       of the textbook trainer's sources installed here: Replay.same")
+    assert second.endswith("PROVED       of models written by hand after sources installed here: Bounds.far")
+    assert third.startswith("R1  not proved for this source: reference/lazy_schedule.py is missing here")
+    assert "PROVED" not in third
