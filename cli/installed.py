@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from importlib.resources import files
 
+from samelaw.equivalence.proofs import source_digest
+
 
 def source_digests(sources: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of each source, named as "reference/lazy_schedule.py"; one that is not installed is left out."""
+    """Digest of each source, named as "reference/lazy_schedule.py" or "contract/spec.py#CLIP_MARGIN".
+
+    One that is not installed is left out.
+    """
     found: dict[str, str] = {}
     for source in sources:
-        package, _, name = source.rpartition("/")
+        path, _, constant = source.partition("#")
+        package, _, name = path.rpartition("/")
         file = files(f"samelaw.{package.replace('/', '.')}") / name
         if file.is_file():
-            found[source] = hashlib.sha256(file.read_bytes()).hexdigest()
+            found[source] = source_digest(file.read_bytes(), constant)
     return found

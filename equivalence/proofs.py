@@ -6,13 +6,15 @@ are about. A theorem counts here only for sources with these digests.
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from samelaw.contract.errors import SchemaError
+from samelaw.contract.errors import InputError, SchemaError
 
 SCHEMA = "samelaw.proofs/1"
 STATUS_SCHEMA = "samelaw.proof-status/1"
@@ -95,6 +97,24 @@ def proof_status(installed: Mapping[str, str], proved: Sequence[Theorem] | None 
         Q1  "Proved" is said only if every source of the theorem is here with the digest that was checked.
     """
     return tuple(_status(theorem, installed) for theorem in (theorems() if proved is None else proved))
+
+
+def source_digest(text: bytes, name: str = "") -> str:
+    """SHA-256 of a source file, or of its one assignment to `name`, comments and layout aside.
+
+    Raises:
+        InputError: there is not exactly one such assignment.
+    """
+    if not name:
+        return hashlib.sha256(text).hexdigest()
+    found = [
+        ast.unparse(n) for n in ast.parse(text).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == name
+    ]
+    if len(found) != 1:
+        raise InputError(
+            f"a proved constant must be assigned once in its file, {name!r} is assigned {len(found)} times"
+        )
+    return hashlib.sha256(found[0].encode()).hexdigest()
 
 
 def proofs_record(statuses: Sequence[ProofStatus]) -> dict[str, Any]:

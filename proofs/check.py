@@ -29,7 +29,9 @@ from types import ModuleType
 import coq
 import oracle
 import translate
-from translate import ROOT, TARGETS, THEORIES, Refused, digest
+from translate import ROOT, TARGETS, THEORIES, Refused
+
+from samelaw.equivalence.proofs import source_digest
 
 CLAIMS = ROOT / "proofs" / "claims.toml"
 STATUS = ROOT / "equivalence" / "proof_status.json"
@@ -82,6 +84,12 @@ class Claims:
     @property
     def sources(self) -> list[str]:
         return sorted({source for claim in self.claims for source in claim.sources})
+
+
+def digest(source: str) -> str:
+    """The digest of a source of this checkout, as claims.toml names it."""
+    path, _, constant = source.partition("#")
+    return source_digest((ROOT / path).read_bytes(), constant)
 
 
 def theories() -> dict[str, str]:
@@ -177,7 +185,7 @@ def check_links(claims: Claims) -> None:
         if name not in names:
             raise ProofError(f"claims.toml: {claim.theorem} names the test {claim.test}, which does not exist")
         for source in claim.sources:
-            if not (ROOT / source).exists():
+            if not (ROOT / source.partition("#")[0]).exists():
                 raise ProofError(f"claims.toml: {claim.theorem} names the source {source}, which does not exist")
         if claim.bound not in BOUND or (claim.bound == "none") == bool(claim.sources):
             raise ProofError(f"claims.toml: {claim.theorem} is bound {claim.bound!r} to the sources {claim.sources}")
@@ -189,7 +197,7 @@ def check_links(claims: Claims) -> None:
 
 def check_digests(claims: Claims) -> None:
     for source in claims.sources:
-        if claims.digests.get(source) != digest(ROOT / source):
+        if claims.digests.get(source) != digest(source):
             raise ProofError(
                 f"claims.toml records another {source} than the one that is here: read what has changed, then run make "
                 "proofs-record"
@@ -209,7 +217,7 @@ def status(claims: Claims, found: dict[str, list[str]], texts: dict[str, str]) -
                 "bound": claim.bound,
                 "says": claim.says,
                 "assumes": found[claim.theorem],
-                "sources": {source: digest(ROOT / source) for source in claim.sources},
+                "sources": {source: digest(source) for source in claim.sources},
             }
             for claim in claims.claims
         ],
@@ -220,7 +228,7 @@ def status(claims: Claims, found: dict[str, list[str]], texts: dict[str, str]) -
 def record(claims: Claims, text: str) -> None:
     """Write the digests, after everything else has been checked."""
     old = CLAIMS.read_text(encoding="utf-8").split("\n[digests]\n")[0].rstrip("\n")
-    lines = [f'"{source}" = "{digest(ROOT / source)}"' for source in claims.sources]
+    lines = [f'"{source}" = "{digest(source)}"' for source in claims.sources]
     CLAIMS.write_text(old + "\n\n[digests]\n" + "\n".join(lines) + "\n", encoding="utf-8")
     STATUS.write_text(text, encoding="utf-8")
 
@@ -231,7 +239,7 @@ def table(claims: Claims, found: dict[str, list[str]]) -> str:
     rows = [("claim", "theorem", "assumptions", "sources (first digits of sha256)")]
     for claim in claims.claims:
         axioms = ", ".join(short[a] for a in found[claim.theorem]) or "none"
-        about = ", ".join(f"{s} {digest(ROOT / s)[:8]}" for s in claim.sources) or "mathematics alone"
+        about = ", ".join(f"{s} {digest(s)[:8]}" for s in claim.sources) or "mathematics alone"
         about += " (model by hand)" if claim.bound == "by hand" else ""
         rows.append((claim.id, claim.theorem, axioms, about))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]

@@ -720,11 +720,6 @@ def power_of_two(module: str, name: str) -> str | None:
     return None
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a source file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def translate(text: str, target: Target) -> str:
     """The generated theory of a source text.
 

@@ -12,7 +12,8 @@ import pytest
 
 from samelaw.cli.installed import source_digests
 from samelaw.cli.verify import _print_proofs
-from samelaw.equivalence.proofs import ProofStatus, Theorem, proof_status, theorems
+from samelaw.contract.errors import InputError
+from samelaw.equivalence.proofs import ProofStatus, Theorem, proof_status, source_digest, theorems
 from samelaw.equivalence.report import _proofs
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +67,8 @@ def test_the_record_and_the_table_of_claims_name_the_same_theorems_and_digests()
         (t["claim"], t["theorem"], t["bound"], t["says"]) for t in record["theorems"]
     ]
     for source, recorded in claims["digests"].items():
-        assert hashlib.sha256((ROOT / source).read_bytes()).hexdigest() == recorded, source
+        path, _, constant = source.partition("#")
+        assert source_digest((ROOT / path).read_bytes(), constant) == recorded, source
 
 
 def test_a_source_that_is_not_installed_has_no_digest():
@@ -92,3 +94,13 @@ def test_the_terminal_says_proved_of_nothing_but_what_was_checked(capsys):
     assert second.endswith("PROVED       of models written by hand after sources installed here: Bounds.far")
     assert third.startswith("R1  not proved for this source: reference/lazy_schedule.py is missing here")
     assert "PROVED" not in third
+
+
+def test_the_digest_of_a_constant_is_of_its_value_and_of_nothing_else():
+    text = b"# why\nMARGIN = 2.0**-20\nOTHER = 1\n"
+    digest = source_digest(text, "MARGIN")
+    assert source_digest(b"OTHER = 2\nMARGIN = 2.0 ** -20  # layout\n", "MARGIN") == digest
+    assert source_digest(text.replace(b"-20", b"-21"), "MARGIN") != digest
+    for wrong in (b"OTHER = 1\n", text + b"MARGIN = 0\n"):
+        with pytest.raises(InputError, match="assigned"):
+            source_digest(wrong, "MARGIN")
