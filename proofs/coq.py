@@ -11,7 +11,7 @@ from pathlib import Path
 
 LIMIT_S = 240
 VERSION = "8.16"
-PACKAGES = "coq libcoq-flocq libcoq-coquelicot libcoq-mathcomp-algebra"
+PACKAGES = "coq libcoq-flocq libcoq-coquelicot"
 
 
 class CoqError(Exception):

@@ -325,3 +325,45 @@ Proof.
     rewrite batch_sum_moves_by_contribution, sub_add; [reflexivity|].
     unfold contribution. rewrite !map_length. now apply batch_sum_length.
 Qed.
+
+(** * The integers fit *)
+
+Definition within_size (b : Z) (v : list Z) : Prop := Forall (fun x => (Z.abs x <= b)%Z) v.
+
+Lemma add_vectors_size a b : forall v w, within_size a v -> within_size b w -> within_size (a + b) (add_vectors v w).
+Proof.
+  unfold within_size, add_vectors. induction v as [|x v IH]; intros [|y w] Hv Hw; cbn; try constructor.
+  - inversion_clear Hv. inversion_clear Hw. lia.
+  - inversion_clear Hv. inversion_clear Hw. now apply IH.
+Qed.
+
+(** After any number of examples, every partial sum is at most that many times the largest contribution. *)
+Lemma batch_sum_size b parts : (forall p, In p parts -> within_size b p) -> forall k total, within_size k total ->
+  within_size (k + Z.of_nat (length parts) * b) (fold_left add_vectors parts total).
+Proof.
+  induction parts as [|p parts IH]; intros H k total Ht.
+  - cbn [length fold_left]. now replace (k + Z.of_nat 0 * b)%Z with k by lia.
+  - cbn [length fold_left]. replace (k + Z.of_nat (S (length parts)) * b)%Z
+      with ((k + b) + Z.of_nat (length parts) * b)%Z by lia.
+    apply IH; [intros; apply H; now right|]. apply add_vectors_size; [exact Ht|]. apply H. now left.
+Qed.
+
+Lemma square_length_bounds_coordinates v b : (0 <= b)%Z -> square_length v <= Rsqr (IZR b) -> within_size b v.
+Proof.
+  unfold square_length, within_size. intro Hb. induction v as [|x v IH]; cbn [map square_sum]; intro H; constructor.
+  - assert (N := square_sum_nonneg (map IZR v)). apply le_IZR. rewrite abs_IZR.
+    apply Rsqr_incr_0_var; [|now apply IZR_le]. rewrite <- Rsqr_abs. unfold Rsqr in *. lra.
+  - apply IH. assert (0 <= IZR x * IZR x) by apply Rle_0_sqr. lra.
+Qed.
+
+(** Theorem INT64. If no contribution is longer than 2^32 units (the grid is chosen so that the clip norm is not), the sum of
+    fewer than 2^31 examples fits an int64, and so does every partial sum. *)
+Theorem batch_sum_fits_int64 parts n : (Z.of_nat (length parts) < 2 ^ 31)%Z ->
+  (forall p, In p parts -> square_length p <= Rsqr (IZR (2 ^ 32))) ->
+  Forall (fun x => (- 2 ^ 63 < x < 2 ^ 63)%Z) (batch_sum parts (repeat 0%Z n)).
+Proof.
+  intros Hn Hp. assert (S := batch_sum_size (2 ^ 32) parts).
+  specialize (S (fun p H => square_length_bounds_coordinates p (2 ^ 32) ltac:(lia) (Hp p H)) 0%Z (repeat 0%Z n)).
+  assert (Z0 : within_size 0 (repeat 0%Z n)) by (apply Forall_forall; intros x Hx; apply repeat_spec in Hx; subst; cbn; lia).
+  specialize (S Z0). eapply Forall_impl; [|exact S]. cbn beta. intros x Hx. lia.
+Qed.
