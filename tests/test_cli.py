@@ -61,7 +61,7 @@ def test_verify_judges_every_claim_and_writes_a_folder_that_matches_its_schemas(
     check_ledger_lines((verified / "ledger.jsonl").read_text().splitlines())
     assert {claim["claim"] for claim in evidence["claims"]} == {"E1", "E2", "L1", "S1", "M1", "R1", "N1", "A1"}
     assert manifest["verdict"] == "HOLDS"
-    assert set(manifest["files"]) == {"ledger.jsonl", "evidence.json", "weights.safetensors"}
+    assert set(manifest["files"]) == {"ledger.jsonl", "evidence.json", "proofs.json", "weights.safetensors"}
     assert sorted(os.listdir(verified)) == sorted([*manifest["files"], "manifest.json", "report.html"])
 
 
@@ -70,6 +70,16 @@ def test_the_report_is_one_page_that_asks_nobody_for_anything(verified):
     assert "<script src" not in page
     assert "default-src 'none'" in page  # the browser is told to fetch nothing
     assert not re.search(r"""(src|href)\s*=\s*["']https?:""", page)
+
+
+def test_the_report_says_of_each_claim_what_is_proved_of_the_installed_sources(verified):
+    record = json.loads((verified / "proofs.json").read_text())
+    assert record["schema"] == "samelaw.proof-status/1"
+    assert {t["claim"] for t in record["theorems"]} == {"E1", "E2", "L1", "S1", "R1"}
+    assert all(t["proved"] for t in record["theorems"])
+    page = (verified / "report.html").read_text()
+    assert all(f"{t['theorem']}: proved" in page for t in record["theorems"])
+    assert "tested, not proved" in page
 
 
 def test_the_released_weights_are_those_of_the_ledgers_run(verified):
