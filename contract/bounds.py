@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import Float64
 
+from samelaw.contract.errors import InputError
 from samelaw.contract.run import Transcript
 from samelaw.contract.spec import PrivacySpec
 
@@ -42,22 +43,30 @@ def bridge_rounding_bound(
 
     Args:
         steps: T, steps run.
-        touches: K, steps that touched the row.
+        touches: K, steps that touched the row, or after which it was settled early without being read next.
         largest_weight: W, largest |w| that the coordinate takes in the eager run, after any single subtraction.
         largest_increment: N, largest |noise of one step| that the coordinate pays in the eager run.
 
     Guarantees:
         E2  If both trainers subtract the same gradients and the same integer path, no coordinate differs by more.
 
+    Raises:
+        InputError: K >= 2^23, where the bound says nothing.
+
     Source: docs/modes.md, "How far rounding can go".
     """
+    if np.any(2 * touches + 1 >= 1 / UNIT_ROUNDOFF):
+        raise InputError(
+            f"the bound holds for fewer than 2^23 touches of a row, got {np.max(touches)} in bridge_rounding_bound; "
+            "compare the integers of the path instead"
+        )
     ops = steps + 3 * touches + 1
     error = UNIT_ROUNDOFF * (ops * largest_weight + 2 * steps * largest_increment)
     return (error + (2 * steps + 2) * UNDERFLOW) / (1 - UNIT_ROUNDOFF * (2 * touches + 1))
 
 
 def bridge_bounds(transcript: Transcript, spec: PrivacySpec) -> dict[str, Float64[np.ndarray, "_rows"]]:
-    """The bound of every row of every table, from the transcript of either trainer.
+    """The bound of every row of every table, from the transcript of the eager run.
 
     A transcript holds a row's value whenever it was read, and at both ends; in between, the row follows a Brownian
     bridge between two values that are known. W is the largest value seen, before or after the gradient of that step,
@@ -65,7 +74,8 @@ def bridge_bounds(transcript: Transcript, spec: PrivacySpec) -> dict[str, Float6
     a Gaussian path exceeds either with probability below 2^-47.
 
     Args:
-        transcript: a finished run of `spec` in bridge mode.
+        transcript: a finished eager run of `spec` in bridge mode. A lazy run differs from it by up to the bound itself,
+            and settles rows that nobody reads when it is evaluated: what it is compared with must not have been.
         spec: its law.
 
     Returns:

@@ -314,6 +314,11 @@ def test_E2_the_bound_from_the_largest_values_met_holds_and_is_tighter():
         assert (bound < general[name]).all()
 
 
+def test_E2_the_bound_refuses_what_it_cannot_bound():
+    with pytest.raises(InputError, match=r"fewer than 2\^23 touches"):
+        bridge_rounding_bound(steps=1 << 24, touches=1 << 23, largest_weight=1.0, largest_increment=1.0)
+
+
 @pytest.mark.parametrize("fault", ["off by one", "one step too few at release", "another table's path"])
 def test_E2_the_bound_rejects_a_wrong_settlement(fault):
     spec = make_spec(Mode.BRIDGE, schedule=Schedule.constant(0.5, steps=40))
