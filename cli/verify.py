@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -313,20 +313,31 @@ def _print_table(suite: list[Evidence]) -> None:
 
 
 def _print_proofs(statuses: Sequence[ProofStatus]) -> None:
-    """Per claim: theorems about the installed sources, by how they are bound to them, and those about others."""
+    """Per claim: theorems about installed files, by file and by how they are bound to them, and those about others."""
     about = {
-        "generated": "of the textbook trainer's sources installed here",
-        "by hand": "of models written by hand after sources installed here",
+        "generated": "of {} as installed",
+        "by hand": "of a model written by hand after {} as installed",
         "none": "as mathematics alone",
     }
     for claim in dict.fromkeys(s.theorem.claim for s in statuses):
         of_claim = [s for s in statuses if s.theorem.claim == claim]
-        for bound, words in about.items():
-            here = [s.theorem.theorem for s in of_claim if s.proved and s.theorem.bound == bound]
-            if here:
-                print(f"{claim:<3} PROVED       {words}: {', '.join(here)}")
+        proved: dict[str, list[str]] = {}
+        for status in (s for bound in about for s in of_claim if s.proved and s.theorem.bound == bound):
+            words = about[status.theorem.bound].format(_files(status.theorem.sources))
+            proved.setdefault(words, []).append(status.theorem.theorem)
+        for words, names in proved.items():
+            print(f"{claim:<3} PROVED       {words}: {', '.join(names)}")
         for words in dict.fromkeys(s.words for s in of_claim if not s.proved):
             print(f"{claim:<3} {words}")
+    if any(s.proved for s in statuses):
+        print("    PROVED is said of these files alone; the trainers that call their functions are tested.")
+
+
+def _files(sources: Iterable[str]) -> str:
+    """Sources in words: "truncation.py and CLIP_MARGIN of spec.py"."""
+    names = [source.rpartition("/")[2].partition("#") for source in sources]
+    words = [f"{constant} of {file}" if constant else file for file, _, constant in names]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _say(text: str) -> None:

@@ -94,7 +94,8 @@ def proof_status(installed: Mapping[str, str], proved: Sequence[Theorem] | None 
         proved: the theorems; those on record by default.
 
     Guarantees:
-        Q1  "Proved" is said only if every source of the theorem is here with the digest that was checked.
+        Q1  "Proved" is said only if every source of the theorem is here with the digest that was checked, and then of
+            those files alone, not of what calls them.
     """
     return tuple(_status(theorem, installed) for theorem in (theorems() if proved is None else proved))
 
@@ -103,18 +104,57 @@ def source_digest(text: bytes, name: str = "") -> str:
     """SHA-256 of a source file, or of its one assignment to `name`, comments and layout aside.
 
     Raises:
-        InputError: there is not exactly one such assignment.
+        InputError: there is not exactly one such assignment, or the file binds the name in another way as well.
     """
     if not name:
         return hashlib.sha256(text).hexdigest()
-    found = [
-        ast.unparse(n) for n in ast.parse(text).body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == name
-    ]
+    return hashlib.sha256(ast.unparse(assignment(text, name)).encode()).hexdigest()
+
+
+def assignment(text: bytes, name: str) -> ast.Assign:
+    """The one assignment to a proved constant in the text of its module.
+
+    Raises:
+        InputError: there is not exactly one, or the name is bound, or mentioned other than to read it, anywhere else.
+    """
+    tree = ast.parse(text)
+    found = [n for n in tree.body if isinstance(n, ast.Assign) and [ast.unparse(t) for t in n.targets] == [name]]
     if len(found) != 1:
         raise InputError(
             f"a proved constant must be assigned once in its file, {name!r} is assigned {len(found)} times"
         )
-    return hashlib.sha256(found[0].encode()).hexdigest()
+    for node in ast.walk(tree):
+        if node is not found[0].targets[0] and _may_bind(node, name):
+            raise InputError(
+                f"a proved constant must be assigned once in its file, {name!r} may be bound again: "
+                f"{ast.unparse(node).splitlines()[0][:80]!r}"
+            )
+    return found[0]
+
+
+def constant_value(text: bytes, name: str) -> float:
+    """The number that is assigned to a proved constant, written as a number or as base**exponent.
+
+    Raises:
+        InputError: it is written otherwise, or `assignment` raises.
+    """
+    node = assignment(text, name).value
+    try:
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            return float(ast.literal_eval(node.left) ** ast.literal_eval(node.right))
+        return float(ast.literal_eval(node))
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise InputError(f"a proved constant must be a number, {name!r} is {ast.unparse(node)!r}") from error
+
+
+def _may_bind(node: ast.AST, name: str) -> bool:
+    """Whether a node could bind a name: by a statement or a pattern, by `import *`, or through its text."""
+    if isinstance(node, ast.Name):
+        return node.id == name and not isinstance(node.ctx, ast.Load)
+    if isinstance(node, ast.alias) and node.name == "*":
+        return True
+    values = (value for _, value in ast.iter_fields(node))
+    return any(v == name or (isinstance(v, list) and name in v) for v in values)
 
 
 def proofs_record(statuses: Sequence[ProofStatus]) -> dict[str, Any]:
@@ -133,4 +173,4 @@ def _status(theorem: Theorem, installed: Mapping[str, str]) -> ProofStatus:
         return ProofStatus(theorem, True, "proved; mathematics alone, about no source")
     about = ", ".join(f"{file} ({sha[:_DIGITS]})" for file, sha in theorem.sources.items())
     how = "proved of" if theorem.bound == "generated" else "proved of a model that was written by hand after"
-    return ProofStatus(theorem, True, f"{how} {about}")
+    return ProofStatus(theorem, True, f"{how} {about}, as installed")

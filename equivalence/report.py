@@ -165,10 +165,10 @@ def _proofs(statuses: Sequence[ProofStatus]) -> str:
     return (
         '<h2>Proofs</h2><div class="scroll"><table><thead><tr><th></th><th>here</th>'
         '<th class="wide">theorem</th></tr></thead><tbody>' + "\n".join(rows) + "</tbody></table></div>"
-        '<p class="dim">Machine-checked with Coq, before this run and about the textbook trainer’s sources with the '
-        "digests shown; checked again by make proofs. The fast trainer is compared with the textbook one by the checks "
-        "above: it is tested, not proved, and so is everything that runs on a GPU. The privacy cost is priced, not "
-        "proved.</p>"
+        '<p class="dim">Machine-checked with Coq, before this run, about the functions in the files that each line '
+        "names, with the digests shown; checked again by make proofs. The trainers that call these functions, the "
+        "textbook ones included, are tested, not proved, and so are the fast trainer and everything that runs on a "
+        "GPU. The privacy cost is priced, not proved.</p>"
     )
 
 

@@ -1,8 +1,9 @@
 """The fast path's own schedule on free terms, against eager.
 
 The real LazyTrainer and its LazyTables run, with their indices, histories, order of settlement, look-ahead,
-checkpoints and release, and with numba's own `due_rows`. Only the arithmetic of the backend is replaced: a table's
-float32 weight is the number of a term (exact below 2^24), and paying or updating a row writes the larger term's.
+checkpoints and release, and with numba's own list of due rows (fast/cpu/history.py). Only the arithmetic of the backend
+is replaced: a table's float32 weight is the number of a term (exact below 2^24), and paying or updating a row writes
+the larger term's.
 """
 
 from __future__ import annotations
@@ -209,3 +210,38 @@ def _eager(sizes: dict[str, int], steps: Sequence[FastStep], terms: Terms) -> tu
     for step in range(len(steps)):
         lazy_schedule.eager_step(weights, step, model(step), everyone, update, owed)
     return {name: list(array) for name, array in weights.arrays.items()}, seen
+
+
+# Runs without Hypothesis.
+
+
+def random_step(rng: Any, sizes: dict[str, int], most: int = 3) -> FastStep:
+    """Up to three examples of up to `most` ids a bag; often rows announced or looked at; now and then all settled."""
+
+    def ids(name: str, most: int) -> list[int]:
+        return rng.integers(0, sizes[name], size=int(rng.integers(0, most + 1))).tolist()
+
+    examples = int(rng.integers(0, 4))
+    bags = {name: [ids(name, most) for _ in range(examples)] for name in sizes}
+    ahead, looked = ({name: ids(name, 2) for name in sizes} for _ in range(2))
+    return FastStep(
+        bags, ahead, looked if rng.integers(0, 2) else {n: [] for n in sizes}, bool(rng.integers(0, 4) == 0)
+    )
+
+
+def wide_run(rng: Any) -> tuple[dict[str, int], list[FastStep]]:
+    """Five steps on tables of 300 to 400 rows: a bag, an announcement and a prediction of hundreds of ids."""
+    sizes = {name: int(rng.integers(300, 401)) for name in FEATURES}
+
+    def ids(name: str) -> list[int]:
+        return rng.permutation(sizes[name]).tolist()
+
+    nothing: dict[str, list[int]] = {name: [] for name in FEATURES}
+    everything = {name: ids(name) for name in FEATURES}
+    steps = [
+        FastStep({n: [ids(n)[:290], ids(n)[:9]] for n in FEATURES}, nothing, nothing, settle=False),
+        FastStep({n: [[0]] for n in FEATURES}, everything, nothing, settle=False),
+        FastStep({n: [[1], []] for n in FEATURES}, nothing, nothing, settle=False),
+        FastStep({n: [ids(n)[:5]] for n in FEATURES}, nothing, everything, settle=False),
+    ]
+    return sizes, [FastStep({n: [] for n in FEATURES}, nothing, nothing, settle=False), *steps]

@@ -10,12 +10,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
 
 import check
 import coq
@@ -93,6 +92,11 @@ MUTANTS = (
     Mutant("replay starts one step late", SCHEDULE, "for step in range(since, until)", "for step in range(since + 1, until)"),
     Mutant("the lazy run skips its first step", SCHEDULE, "range(start, stop)", "range(start + 1, stop)", "def lazy_run("),
     Mutant("settle in an if", SCHEDULE, SETTLE_TOUCHED, "    if step:\n    " + SETTLE_TOUCHED, LAZY),
+    Mutant(
+        "a default of the closure marks rows paid after step 6", SCHEDULE, "def read(asked: Rows)",
+        "def read(asked: Rows = history.__setitem__(ahead, step) if step > 6 else None)", LAZY,
+    ),
+    Mutant("distinct() names 64 rows at most", ROWS, "np.unique(ids)", "np.unique(ids)[:64]"),
     Mutant("distinct() keeps repeats", ROWS, "name: np.unique(ids)", "name: ids"),
     Mutant("each() forgets its number", ROWS, "np.full(ids.shape, step, dtype", "np.full(ids.shape, 0, dtype"),
     Mutant(
@@ -133,6 +137,7 @@ MUTANTS = (
     ),
     Mutant("fast: a release settles through the step before", "fast/trainer.py", "table.settle_all(self.step_index, chunk", "table.settle_all(self.step_index - 1, chunk"),
     Mutant("fast: a repeated row is due twice", "fast/cpu/history.py", "            history[ids[i]] = until\n", ""),
+    Mutant("fast: only the first 256 ids are ever due", "fast/cpu/history.py", "paid < until", "paid < until and i < 256"),
     Mutant("fast: rows that owe nothing are due", "fast/cpu/history.py", "paid < until", "paid <= until"),
 )  # fmt: skip
 
@@ -230,6 +235,8 @@ def run_schedule(schedule: ModuleType, rows: ModuleType) -> None:
     for _ in range(TRACES):
         trace = ties.random_trace(rng)
         ties.check_schedule(trace, schedule, rows, int(rng.integers(0, len(trace.steps) + 1)))
+    for trace in (ties.long_trace(rng), ties.long_trace(rng), ties.wide_trace(rng)):
+        ties.check_schedule(trace, schedule, rows, len(trace.steps) // 2)
 
 
 def run_truncation(truncation: ModuleType) -> None:
@@ -256,20 +263,12 @@ def run_fast(folder: Path) -> None:
     rng = np.random.default_rng(7)
     for number in range(40):
         sizes = {name: int(rng.integers(1, 5)) for name in fast_ties.FEATURES}
-        steps = [_fast_step(rng, sizes, fast_ties.FastStep) for _ in range(int(rng.integers(1, 6)))]
+        steps = [fast_ties.random_step(rng, sizes) for _ in range(int(rng.integers(1, 6)))]
         place = folder / str(number)
         place.mkdir()
         fast_ties.check_fast(sizes, steps, place, int(rng.integers(0, len(steps))))
-
-
-def _fast_step(rng: Any, sizes: dict[str, int], make: Callable[..., Any]) -> Any:
-    def ids(name: str, most: int) -> list[int]:
-        return rng.integers(0, sizes[name], size=int(rng.integers(0, most + 1))).tolist()
-
-    examples = int(rng.integers(0, 4))
-    bags = {name: [ids(name, 3) for _ in range(examples)] for name in sizes}
-    ahead, looked = ({name: ids(name, 2) for name in sizes} for _ in range(2))
-    return make(bags, ahead, looked if rng.integers(0, 2) else {n: [] for n in sizes}, bool(rng.integers(0, 4) == 0))
+    sizes, steps = fast_ties.wide_run(rng)
+    fast_ties.check_fast(sizes, steps, folder, None, chunk=64)
 
 
 @contextmanager

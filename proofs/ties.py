@@ -256,3 +256,23 @@ def random_trace(rng: Any, *, tables: Sequence[str] = TABLES, largest: int = 5, 
         ahead = rows(3) if rng.integers(0, 2) else {n: [] for n in tables}
         made.append(Step(reads, rows(4), ahead))
     return Trace(sizes, tuple(made))
+
+
+def long_trace(rng: Any) -> Trace:
+    """A run of 10 to 40 steps on a few rows."""
+    sizes = {name: int(rng.integers(2, 6)) for name in TABLES}
+
+    def rows(most: int) -> Ids:
+        return {n: rng.integers(0, sizes[n], size=int(rng.integers(0, most + 1))).tolist() for n in TABLES}
+
+    return Trace(sizes, tuple(Step((rows(2),), rows(2), rows(1)) for _ in range(int(rng.integers(10, 41)))))
+
+
+def wide_trace(rng: Any) -> Trace:
+    """A few steps on tables of 300 to 400 rows, most of them read, updated or settled ahead at once, in any order."""
+    sizes = {name: int(rng.integers(300, 401)) for name in TABLES}
+
+    def rows(least: int) -> Ids:
+        return {n: rng.permutation(size)[: int(rng.integers(least, size + 1))].tolist() for n, size in sizes.items()}
+
+    return Trace(sizes, tuple(Step((rows(270), rows(0)), rows(270), rows(0)) for _ in range(3)))

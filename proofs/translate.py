@@ -2,11 +2,12 @@
 
 The translator knows a small language and refuses everything else, with the line and the way out: it never guesses.
 
-    module      imports, type aliases, TypeVars, functions with every parameter annotated
-    statement   x = e    x, y = e    table[rows] = e    f(...)    for x in range(a, b) or in a list
+    module      the imports of `IMPORTS`, type aliases, TypeVars, functions with every parameter annotated
+    statement   x = e    x, y = e    table[rows] = e    f(...)    for x in range(a, b) or in a list of vectors
                 and one return at the end
     expression  names, numbers, e + 1, table[rows], calls, tuples, and the float64 forms of `_operation`
     closure     one `def read(rows)` in the statement before the model that it serves, and used there alone
+    name        bound once in the module, and never one of Python's builtins or of the theories
 
 Tables (`Weights`, `History`) are changed in place in Python; in Gallina a function returns those that it changes. That
 is the same thing as long as no table has two names, so a table may not be renamed, or passed twice to one call.
@@ -19,12 +20,17 @@ A call that may draw (its type says `Drawn`) becomes a monadic bind, and may onl
 from __future__ import annotations
 
 import ast
+import builtins
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
+
+from samelaw.contract.errors import InputError
+from samelaw.equivalence.proofs import assignment
 
 ROOT = Path(__file__).resolve().parent.parent
 THEORIES = ROOT / "proofs" / "theories"
@@ -97,10 +103,33 @@ PRIMITIVES = {  # of samelaw.reference.rows, defined in Monads.v
     "each": Type("->", (list_of(NAT), NAT, list_of(NAT))),
 }
 ARRAYS = {"Float64": list_of(REAL), "Int64": list_of(INT)}
+IMPORTS = {  # what may be imported, and from where; besides `import math` and `import numpy as np`
+    "__future__": {"annotations"},
+    "collections.abc": {"Callable"},
+    "typing": {"Annotated", "TypeAlias", "TypeVar"},
+    "jaxtyping": set(ARRAYS),
+    "samelaw.reference.rows": {*KNOWN["samelaw.reference.rows"], *PRIMITIVES},
+    "samelaw.contract.spec": {"CLIP_MARGIN"},
+}
+LIBRARIES = {"math": None, "numpy": "np"}
+BUILTINS = frozenset(dir(builtins))
+IMPORTABLE = {"math", "np"}.union(*IMPORTS.values())
 RESERVED = {
     "as", "at", "bind", "cofix", "else", "end", "exists", "exists2", "fix", "for", "forall", "fun", "if", "in", "let",
     "match", "mod", "Prop", "ret", "return", "Set", "then", "Type", "using", "where", "with", "value_", "tt", "seq",
+    "combine", "fold_left", "fst", "list", "map", "nat", "snd", "unit", "x", "CM", "M", "O", "R", "Rle_dec", "S", "Val",
+    "Z", "Ztrunc",
 }  # fmt: skip
+_DEFINED = re.compile(  # definitions, constructors and fields
+    r"^\s*(?:Definition|Fixpoint|Inductive|Class|Record|Lemma|Theorem|Corollary|Instance|\|)\s+(\w+)|^  (\w+) :",
+    re.MULTILINE,
+)
+
+
+def taken() -> set[str]:
+    """Names that a generated theory could capture: those of the language, and those of Monads and Float64."""
+    text = "".join((THEORIES / f"{name}.v").read_text(encoding="utf-8") for name in ("Monads", "Float64"))
+    return RESERVED | {a or b for a, b in _DEFINED.findall(text)}
 
 
 # A module.
@@ -140,24 +169,48 @@ class Module:
         self.libraries: set[str] = set()
         self.read: Type | None = None
         self.definitions: list[str] = []
-        for node in ast.parse(source).body:
+        self.names: set[str] = set()
+        self.gallina = taken()
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError) as error:
+            raise Refused(f"{place}:{getattr(error, 'lineno', None) or '?'}: this is not Python: {error}") from None
+        if re.search(r"^[ \t\f]*#.*?coding[:=]", "\n".join(source.splitlines()[:2]), re.MULTILINE):
+            raise Refused(f"{place}:1: a source has no declaration of its encoding: it is UTF-8")
+        for node in tree.body:
             self._top(node, imported)
 
     def _top(self, node: ast.stmt, imported: Callable[[str, str], str | None]) -> None:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             return
         if isinstance(node, ast.Import):
-            self.libraries |= {a.asname or a.name for a in node.names}
+            for alias in node.names:
+                if alias.name not in LIBRARIES or alias.asname != LIBRARIES[alias.name]:
+                    refuse(node, "only `import math` and `import numpy as np` are known", self.place)
+                self._fresh(node, alias.asname or alias.name, importing=True)
+                self.libraries.add(alias.asname or alias.name)
         elif isinstance(node, ast.ImportFrom):
             self._import(node, imported)
         elif isinstance(node, ast.Assign) and self._is_typevar(node):
-            self.variables.append(node.targets[0].id)  # type: ignore[attr-defined]
+            name: str = node.targets[0].id  # type: ignore[attr-defined]
+            self._fresh(node, name)
+            if name in self.gallina:
+                refuse(node, f"the name {name!r} is taken in Gallina; choose another", self.place)
+            self.variables.append(name)
         elif isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation) == "TypeAlias" and node.value:
             self._alias(node)
         elif isinstance(node, ast.FunctionDef):
+            self._fresh(node, node.name)
             self.definitions.append(_Body(self, node).text())
         else:
             refuse(node, "only imports, type aliases, TypeVars and functions may stand in the module", self.place)
+
+    def _fresh(self, node: ast.AST, name: str, *, importing: bool = False) -> None:
+        """A name may be bound once in the module, and what may be imported is bound by its import alone."""
+        strange = not name.isascii() or name.startswith("_")
+        if strange or name in self.names or name in BUILTINS or (name in IMPORTABLE and not importing):
+            refuse(node, f"the name {name!r} is taken in Python or in this module; choose another", self.place)
+        self.names.add(name)
 
     def _import(self, node: ast.ImportFrom, imported: Callable[[str, str], str | None]) -> None:
         module = node.module or ""
@@ -165,23 +218,24 @@ class Module:
             name = alias.name
             if alias.asname:
                 refuse(node, "an import may not rename", self.place)
+            if node.level or name not in IMPORTS.get(module, ()):
+                refuse(node, f"{name} of {module} is not known to the translator", self.place)
+            self._fresh(node, name, importing=True)
             if name in KNOWN.get(module, {}):
                 self.types[name] = KNOWN[module][name]
             elif module == "samelaw.reference.rows" and name in PRIMITIVES:
                 self.calls[name] = PRIMITIVES[name]
-            elif module in ("__future__", "collections.abc", "typing", "jaxtyping"):
-                continue
-            else:
+            elif module == "samelaw.contract.spec":
                 value = imported(module, name)
                 if value is None:
-                    refuse(node, f"{name} of {module} is not known to the translator", self.place)
+                    refuse(node, f"{name} of {module} must be written as 2.0**-n", self.place)
                 self.constants[name] = value
 
     def _is_typevar(self, node: ast.Assign) -> bool:
-        (target,) = node.targets
-        call = node.value
+        target, call = node.targets[0], node.value
         return (
-            isinstance(target, ast.Name)
+            len(node.targets) == 1
+            and isinstance(target, ast.Name)
             and isinstance(call, ast.Call)
             and ast.unparse(call) == f"TypeVar('{target.id}')"
         )
@@ -189,13 +243,26 @@ class Module:
     def _alias(self, node: ast.AnnAssign) -> None:
         name, value = ast.unparse(node.target), node.value
         assert value is not None
+        if not isinstance(node.target, ast.Name):
+            refuse(node, "a type alias has a plain name", self.place)
+        self._fresh(node, name)
         if isinstance(value, ast.Subscript) and ast.unparse(value.value) == "Annotated":
+            about = value.slice.elts if isinstance(value.slice, ast.Tuple) else []
+            if (
+                self.drawn_alias
+                or len(about) != 2
+                or ast.unparse(about[0]) not in self.variables
+                or not _text(about[1])
+            ):
+                refuse(node, "there is one Annotated alias, of a TypeVar and a text", self.place)
             self.drawn_alias = name
             return
         names = [n.id for n in ast.walk(value) if isinstance(n, ast.Name) and n.id in self.variables]
         self.aliases[name] = Alias(list(dict.fromkeys(sorted(names, key=lambda n: _first(value, n)))), self.type(value))
         if name == "Read":
             self.read = self.aliases[name].type
+            if self.read != Type("->", (list_of(NAT), list_of(VAL))):
+                refuse(node, "Read takes Rows and gives Values", self.place)
 
     # Annotations.
 
@@ -211,13 +278,18 @@ class Module:
         if isinstance(node, ast.Subscript):
             head = ast.unparse(node.value)
             items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-            if head in ARRAYS and ast.unparse(items[0]) == "np.ndarray":
+            if head in ARRAYS and ast.unparse(items[0]) == "np.ndarray" and len(items) == 2 and _text(items[1]):
                 return ARRAYS[head]
-            if head == "list":
-                return list_of(self.type(items[0]))
+            if head == "list" and len(items) == 1:
+                item = self.type(items[0])
+                if item not in ARRAYS.values():
+                    refuse(
+                        node, "a list holds vectors: the translator takes a list of numbers for a vector", self.place
+                    )
+                return list_of(item)
             if head == "tuple":
                 return Type("*", tuple(self.type(i) for i in items))
-            if head == "Callable" and isinstance(items[0], ast.List):
+            if head == "Callable" and isinstance(items[0], ast.List) and len(items) == 2:
                 return self._callable(items[0].elts, items[1])
             if head in self.aliases:
                 alias = self.aliases[head]
@@ -230,9 +302,13 @@ class Module:
         drawn = isinstance(result, ast.Subscript) and ast.unparse(result.value) == self.drawn_alias
         if drawn:
             result = result.slice  # type: ignore[attr-defined]
-        if len(args) == 1 and ast.unparse(args[0]) == "Read":
+        if len(args) == 1 and ast.unparse(args[0]) == "Read" and self.read is not None:
             return Type("Program", (self.type(result),))
         return Type("->", (*(self.type(a) for a in args), self.type(result)), drawn)
+
+
+def _text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def _first(node: ast.AST, name: str) -> tuple[int, int]:
@@ -247,16 +323,14 @@ class _Body:
 
     def __init__(self, module: Module, node: ast.FunctionDef) -> None:
         self.module, self.node, self.place = module, node, module.place
-        a = node.args
-        if a.defaults or a.kwonlyargs or a.vararg or a.kwarg or a.posonlyargs or node.decorator_list:
-            refuse(
-                node, "a function may not have defaults, keyword-only or starred parameters, or decorators", self.place
-            )
-        params = [(arg.arg, self._annotated(arg)) for arg in a.args]
+        self._plain(node)
+        params = [(arg.arg, self._annotated(arg)) for arg in node.args.args]
         self.read_closure: ast.FunctionDef | None = None
         none = node.returns is None or ast.unparse(node.returns) == "None"
         self.function = Function(node.name, params, None if none else module.type(node.returns))  # type: ignore[arg-type]
-        for name in [node.name, *(p for p, _ in params)]:
+        if node.name in self.module.gallina:
+            refuse(node, f"the name {node.name!r} is taken in Gallina; choose another", self.place)
+        for name, _ in params:
             self._name(node, name)
         self.tables = [p for p, t in params if t in (TABLE, HISTORY)]
         body = _without_docstring(node.body)
@@ -266,13 +340,25 @@ class _Body:
         self.body = body
         module.functions[node.name] = self.function
 
+    def _plain(self, node: ast.FunctionDef) -> None:
+        a = node.args
+        starred = a.kwonlyargs or a.vararg or a.kwarg or a.posonlyargs or a.kw_defaults
+        if a.defaults or starred or node.decorator_list or getattr(node, "type_params", None):
+            refuse(
+                node,
+                "a function may not have defaults, keyword-only or starred parameters, type parameters or decorators",
+                self.place,
+            )
+
     def _annotated(self, arg: ast.arg) -> Type:
         if arg.annotation is None:
             refuse(arg, "every parameter needs a type", self.place)
         return self.module.type(arg.annotation)
 
     def _name(self, node: ast.AST, name: str) -> None:
-        if name in RESERVED or name in self.module.functions or name in self.module.calls or name.startswith("_"):
+        m = self.module
+        strange = not name.isascii() or name.startswith("_")
+        if strange or name in m.gallina or name in m.names or name in BUILTINS or name in IMPORTABLE:
             refuse(node, f"the name {name!r} is taken in Gallina or in this module; choose another", self.place)
 
     # What a body does.
@@ -333,7 +419,7 @@ class _Body:
         if isinstance(node, ast.Return):
             return ind + self._return(node, rest, env, tail)
         if isinstance(node, ast.FunctionDef):
-            if not rest or self.read_closure is not None:
+            if not rest or self.read_closure is not None or isinstance(self, _Closure):
                 refuse(node, "a closure must stand right before the model that it serves", self.place)
             self.read_closure = node
             text = self._assign_or_call(rest[0], rest[1:], env, ind, tail)
@@ -472,6 +558,8 @@ class _Body:
         if closure is None or value.keywords or [ast.unparse(a) for a in value.args] != [closure.name]:
             refuse(value, "a model takes one argument: the closure defined right before", self.place)
         self.read_closure = None
+        self._plain(closure)
+        self._name(closure, closure.name)
         if len(closure.args.args) != 1 or self.module.read is None:
             refuse(closure, "a closure that serves reads takes the rows asked for", self.place)
         asked = closure.args.args[0]
@@ -505,8 +593,8 @@ class _Body:
             over, item = f"(seq {a} ({b} - {a}))", NAT
         else:
             over, of = self.expression(node.iter, env)
-            if of.name != "list" or not isinstance(node.iter, ast.Name):
-                refuse(node, "a loop runs over range(a, b) or over a list that has a name", self.place)
+            if of.name != "list" or of.parts[0].name != "list" or not isinstance(node.iter, ast.Name):
+                refuse(node, "a loop runs over range(a, b) or over a list of vectors that has a name", self.place)
             item = of.parts[0]
         live = [n for n in env if n in self._assigned(node.body)]
         if not live:
@@ -548,11 +636,11 @@ class _Body:
                 return node.id, REAL
             refuse(node, "this name is not bound on every way here", self.place)
         if isinstance(node, ast.Constant):
-            if type(node.value) is int and node.value >= 0:
+            if type(node.value) is int and 0 <= node.value <= 2**53:
                 return str(node.value), NAT
-            if type(node.value) is float and node.value == int(node.value) and node.value >= 0:
+            if type(node.value) is float and 0 <= node.value <= 2**53 and node.value.is_integer():
                 return str(int(node.value)), REAL
-            refuse(node, "only whole numbers >= 0 are known", self.place)
+            refuse(node, "only whole numbers from 0 to 2^53 are known", self.place)
         if isinstance(node, ast.Tuple):
             items = [self.expression(e, env) for e in node.elts]
             return _tuple([t for t, _ in items]), Type("*", tuple(of for _, of in items))
@@ -612,13 +700,14 @@ class _Body:
             if of is not None and of.name == "->" and not of.drawn:
                 return f"({self._call(node, of, env)})", of.parts[-1]
             refuse(node, "a call that draws or changes tables must be a whole right-hand side", self.place)
-        if text == "math.sqrt" and "math" in self.module.libraries and len(node.args) == 1:
+        if text == "math.sqrt" and "math" in self.module.libraries and len(node.args) == 1 and not node.keywords:
             arg, of = self.expression(node.args[0], env)
             self._same(node, of, REAL)
             return f"(sqrt64 {arg})", REAL
         inner = node.func.value if isinstance(node.func, ast.Attribute) and node.func.attr == "astype" else None
         if (
             isinstance(inner, ast.Call)
+            and "np" in self.module.libraries
             and ast.unparse(inner.func) == "np.trunc"
             and [ast.unparse(a) for a in node.args] == ["np.int64"]
             and len(inner.args) == 1
@@ -708,16 +797,20 @@ TARGETS = (
 
 
 def power_of_two(module: str, name: str) -> str | None:
-    """The value of an imported constant that is written as 2.0**-n, as a real number."""
+    """The value of an imported constant that is written as 2.0**-n, as a real number.
+
+    Raises:
+        Refused: its file binds the name in any other way as well.
+    """
     path = ROOT.joinpath(*module.removeprefix("samelaw.").split(".")).with_suffix(".py")
     if not module.startswith("samelaw.") or not path.exists():
         return None
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
-            text = ast.unparse(node.value)
-            digits = text.removeprefix("2.0 ** (-").removesuffix(")") if "(" in text else text.removeprefix("2.0 ** -")
-            return f"/ 2 ^ {int(digits)}" if digits.isdigit() else None
-    return None
+    try:
+        text = ast.unparse(assignment(path.read_bytes(), name).value)
+    except InputError as error:
+        raise Refused(f"{path.relative_to(ROOT)}: {error}") from None
+    digits = text.removeprefix("2.0 ** (-").removesuffix(")") if "(" in text else text.removeprefix("2.0 ** -")
+    return f"/ 2 ^ {int(digits)}" if digits.isdigit() else None
 
 
 def translate(text: str, target: Target) -> str:

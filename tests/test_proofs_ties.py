@@ -41,6 +41,20 @@ def test_E1_lazy_and_a_resumed_lazy_do_to_every_row_what_eager_does(trace, data)
     ties.check_schedule(trace, lazy_schedule, rows, pause)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_E1_runs_of_many_steps_and_tables_of_hundreds_of_rows(seed):
+    """What goes wrong only after some steps, or only for the rows beyond some number."""
+    rng = np.random.default_rng(seed)
+    for trace in (ties.long_trace(rng), ties.long_trace(rng), ties.wide_trace(rng)):
+        ties.check_schedule(trace, lazy_schedule, rows, len(trace.steps) // 2)
+
+
+def test_E1_a_table_that_settles_64_rows_at_most_is_noticed(monkeypatch):
+    monkeypatch.setattr(lazy_schedule, "distinct", lambda asked: {n: np.unique(ids)[:64] for n, ids in asked.items()})
+    with pytest.raises(AssertionError, match="something else"):
+        ties.check_schedule(ties.wide_trace(np.random.default_rng(0)), lazy_schedule, rows, 1)
+
+
 def fast_step_of(sizes: dict[str, int]) -> Any:
     bag = {n: st.lists(st.integers(0, sizes[n] - 1), max_size=3) for n in sizes}
     batch = st.integers(0, 3).flatmap(
@@ -70,6 +84,28 @@ def test_E1_the_check_of_the_fast_trainer_sees_a_row_that_pays_a_step_too_few(tm
     )  # fmt: skip
     with pytest.raises(AssertionError, match="something else"):
         fast_ties.check_fast({"item": 2, "user": 1}, steps, tmp_path, None)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_E1_the_fast_trainer_over_many_steps_and_hundreds_of_rows(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    sizes = {name: int(rng.integers(2, 6)) for name in fast_ties.FEATURES}
+    many = [fast_ties.random_step(rng, sizes) for _ in range(int(rng.integers(10, 41)))]
+    fast_ties.check_fast(sizes, many, tmp_path, len(many) // 2)
+    wide, steps = fast_ties.wide_run(rng)
+    fast_ties.check_fast(wide, steps, tmp_path / "wide", None, chunk=64)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_E1_the_check_of_the_fast_trainer_sees_ids_beyond_256_that_are_never_due(tmp_path, monkeypatch, step):
+    """A bag, an announcement and a prediction of hundreds of ids are each enough to notice."""
+    honest = fast_ties.TermKernels.due_rows
+    monkeypatch.setattr(
+        fast_ties.TermKernels, "due_rows", lambda self, history, ids, until: honest(self, history, ids[:256], until)
+    )
+    sizes, steps = fast_ties.wide_run(np.random.default_rng(0))
+    with pytest.raises(AssertionError, match="something else"):
+        fast_ties.check_fast(sizes, steps[: step + 1], tmp_path, None)
 
 
 VECTORS = st.lists(
