@@ -278,7 +278,12 @@ class Module:
         if isinstance(node, ast.Subscript):
             head = ast.unparse(node.value)
             items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
-            if head in ARRAYS and ast.unparse(items[0]) == "np.ndarray" and len(items) == 2 and _text(items[1]):
+            if (
+                head in ARRAYS
+                and ast.unparse(items[0]) == "np.ndarray"
+                and len(items) == 2
+                and _text(items[1], word=True)
+            ):
                 return ARRAYS[head]
             if head == "list" and len(items) == 1:
                 item = self.type(items[0])
@@ -307,8 +312,9 @@ class Module:
         return Type("->", (*(self.type(a) for a in args), self.type(result)), drawn)
 
 
-def _text(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+def _text(node: ast.expr, *, word: bool = False) -> bool:
+    """Whether it is a text; a shape must be one word, as jaxtyping evaluates what stands in braces."""
+    return isinstance(node, ast.Constant) and isinstance(node.value, str) and (not word or node.value.isidentifier())
 
 
 def _first(node: ast.AST, name: str) -> tuple[int, int]:

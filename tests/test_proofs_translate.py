@@ -156,6 +156,7 @@ def test_what_is_not_python_is_refused_plainly():
     [
         ('Float64[np.ndarray, "_dim"]', "Float64[np.ndarray, print()]"),
         ('Float64[np.ndarray, "_dim"]', 'Float64[np.ndarray, "_dim", print()]'),
+        ('Float64[np.ndarray, "_dim"]', 'Float64[np.ndarray, "{print()}"]'),
         ("list[Integers]", "list[Integers, print()]"),
     ],
 )
