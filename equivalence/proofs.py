@@ -117,7 +117,10 @@ def assignment(text: bytes, name: str) -> ast.Assign:
     Raises:
         InputError: there is not exactly one, or the name is bound, or mentioned other than to read it, anywhere else.
     """
-    tree = ast.parse(text)
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"a proved constant must be assigned once in its file, which is not Python: {error}") from None
     found = [n for n in tree.body if isinstance(n, ast.Assign) and [ast.unparse(t) for t in n.targets] == [name]]
     if len(found) != 1:
         raise InputError(

@@ -114,7 +114,7 @@ def test_the_digest_of_a_constant_is_of_its_value_and_of_nothing_else():
     digest = source_digest(text, "MARGIN")
     assert source_digest(b"OTHER = 2\nMARGIN = 2.0 ** -20  # layout\n", "MARGIN") == digest
     assert source_digest(text.replace(b"-20", b"-21"), "MARGIN") != digest
-    for wrong in (b"OTHER = 1\n", text + b"MARGIN = 0\n"):
+    for wrong in (b"OTHER = 1\n", text + b"MARGIN = 0\n", b"MARGIN = (\n"):
         with pytest.raises(InputError, match="assigned"):
             source_digest(wrong, "MARGIN")
 
