@@ -12,7 +12,7 @@ VERIFY ?=
 PYTEST ?=
 WORKERS ?= auto
 
-.PHONY: help verify test test-slow test-gpu check proofs proofs-record proofs-mutants docs golden benchmarks train clean
+.PHONY: help verify test test-slow test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden benchmarks train clean
 
 help:
 	@echo "make verify      train both twins on MovieLens-100k, compare, price, report (VERIFY='--steps 50' passes options)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-gpu    the checks that need a CUDA device"
 	@echo "make check       ruff, pyright and import-linter on the installed package"
 	@echo "make proofs      the machine-checked proofs (needs Coq 8.16; about two minutes, seconds when nothing has changed)"
+	@echo "make proofs-coqchk  the same, and coqchk checks Coq's libraries too (about a minute more)"
 	@echo "make docs        the documentation as a web site, in build/site"
 	@echo "make golden      regenerate the golden vectors (a test fails when they differ)"
 	@echo "make benchmarks  noise and step time, a few minutes; results in benchmarks/results"
@@ -59,6 +60,9 @@ check: $(PACKAGE)
 
 proofs: $(PACKAGE)
 	$(BIN)/python proofs/check.py
+
+proofs-coqchk: $(PACKAGE)
+	$(BIN)/python proofs/check.py --libraries
 
 proofs-record: $(PACKAGE)
 	$(BIN)/python proofs/check.py --record

@@ -1,20 +1,26 @@
 """Check every proof, and that each is about the Python that runs. `make proofs` calls it.
 
 1. proofs/theories/Gen_*.v are what the sources translate to.
-2. No theory assumes anything on the quiet: no Admitted, no Axiom or Parameter, no checks switched off.
-3. Every theory compiles.
+2. Every theory holds nothing but the kinds of sentence that vernacular.py lists: nothing is assumed, loaded or switched
+   off.
+3. Every theory compiles, and coqchk, which shares no state with coqc, accepts the result.
 4. What CPython computed on random traces is what the generated definitions compute: the kernel decides.
-5. Every theorem of claims.toml exists, and rests on no axiom that is not on the list there.
+5. Every theorem of claims.toml has a proof, says what proofs/theories/Statements.v says in full, and rests on no axiom
+   that is not on the list there. A claim that is bound to generated definitions speaks of them.
 6. Every source has the digest, and every test the name, that claims.toml records; proof_status.json says the same.
 
     python proofs/check.py             check; exit 1 and name what is wrong
     python proofs/check.py --record    check all but the digests, then write them: to claims.toml and proof_status.json
+    python proofs/check.py --libraries let coqchk check the libraries too, about a minute more
+
+Nothing writes Statements.v: it is edited by hand when a statement is meant to change.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import importlib.util
 import json
 import re
@@ -29,6 +35,7 @@ from types import ModuleType
 import coq
 import oracle
 import translate
+import vernacular
 from translate import ROOT, TARGETS, THEORIES, Refused
 
 from samelaw.equivalence.proofs import source_digest
@@ -39,10 +46,16 @@ BUILD = ROOT / "build" / "proofs"
 SCHEMA = "samelaw.proofs/1"
 TRACES = 300
 BOUND = ("generated", "by hand", "none")
-FORBIDDEN = re.compile(
-    r"\b(Admitted|admit|give_up|Axioms?|Parameters?|Conjecture|Unset\s+(Guard|Positivity|Universe)\s+Checking"
-    r"|bypass_check|Unsafe|Declare\s+ML\s+Module)\b"
-)
+STATEMENTS = "Statements"
+# What `coqchk -o` prints of theories in which nothing is assumed.
+COQCHK = {
+    "Theory": "Set is predicative",
+    "Axioms": "",
+    "Constants/Inductives relying on type-in-type": "<none>",
+    "Constants/Inductives relying on unsafe (co)fixpoints": "<none>",
+    "Inductives whose positivity is assumed": "<none>",
+}
+AXIOM = re.compile(r"([A-Za-z_][\w']*(?:\.[A-Za-z_][\w']*)*)(?: :(?: .*)?)?", re.ASCII)
 
 
 class ProofError(Exception):
@@ -93,8 +106,20 @@ def digest(source: str) -> str:
 
 
 def theories() -> dict[str, str]:
-    """The text of every theory, by name."""
-    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(THEORIES.glob("*.v"))}
+    """The text of every theory, by name.
+
+    Raises:
+        ProofError: the folder of theories holds something else.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(THEORIES.iterdir()):
+        if path.suffix != ".v" or not path.is_file() or path.is_symlink():
+            raise ProofError(f"proofs/theories/{path.name!a} is no theory: only plain files *.v belong there")
+        try:
+            found[path.stem] = path.read_bytes().decode("ascii")
+        except UnicodeDecodeError as problem:
+            raise ProofError(f"proofs/theories/{path.name!a} is not plain ASCII, byte {problem.start}") from problem
+    return found
 
 
 def check_generated() -> None:
@@ -107,26 +132,41 @@ def check_generated() -> None:
 
 
 def check_words(texts: dict[str, str]) -> None:
+    """Refuse whatever could assume, load or switch off something."""
     for name, text in texts.items():
-        found = FORBIDDEN.search(without_comments(text))
-        if found:
-            raise ProofError(f"proofs/theories/{name}.v holds {found.group(0)!r}: every statement must be proved")
+        if name != STATEMENTS:
+            vernacular.check(name, text, [other for other in texts if other != STATEMENTS])
 
 
-def without_comments(text: str) -> str:
-    """The theory without its (nested) comments."""
-    out: list[str] = []
-    depth, i = 0, 0
-    while i < len(text):
-        if text.startswith("(*", i):
-            depth, i = depth + 1, i + 2
-        elif text.startswith("*)", i) and depth:
-            depth, i = depth - 1, i + 2
-        else:
-            if not depth:
-                out.append(text[i])
-            i += 1
-    return "".join(out)
+def check_statements(claims: Claims, texts: dict[str, str]) -> None:
+    """Every claim has its full statement in Statements.v; a generated one speaks of what its source translates to."""
+    pins = vernacular.pins(texts.get(STATEMENTS, ""), [name for name in texts if name != STATEMENTS])
+    pinned = {pin.theorem: pin.statement for pin in pins}
+    claimed = {claim.theorem for claim in claims.claims}
+    if len(pinned) != len(pins) or set(pinned) != claimed:
+        raise ProofError(
+            f"proofs/theories/Statements.v and claims.toml name different theorems: {sorted(set(pinned) ^ claimed)}"
+        )
+    for claim in claims.claims:
+        if claim.bound == "generated":
+            generated = [t.theory.removesuffix(".v") for t in TARGETS if t.source in claim.sources]
+            if not any(f"{theory}." in pinned[claim.theorem] for theory in generated):
+                raise ProofError(
+                    f"claims.toml: {claim.theorem} is called generated, but its statement names nothing of {generated}"
+                )
+
+
+def check_definitions(texts: dict[str, str]) -> None:
+    """The definitions that the statements speak of are those that Statements.v was written for."""
+    generated = {target.theory.removesuffix(".v") for target in TARGETS}
+    recorded = dict(vernacular.DIGEST.findall(texts.get(STATEMENTS, "")))
+    present = {n: vernacular.definitions(n, t) for n, t in texts.items() if n != STATEMENTS and n not in generated}
+    for name in sorted(recorded.keys() | present.keys()):
+        if recorded.get(name) != present.get(name):
+            raise ProofError(
+                f"what the theory {name} defines is not what Statements.v was written for: read it, then put this line "
+                f"there by hand: (* definitions of {name}: {present.get(name, 'none; drop the line')} *)"
+            )
 
 
 def load(path: Path) -> ModuleType:
@@ -140,32 +180,92 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+def sources() -> tuple[ModuleType, ModuleType, ModuleType]:
+    """This checkout's schedule, truncation and rows: the schedule on these rows, whatever is installed."""
+    reference, installed = ROOT / "reference", "samelaw.reference.rows"
+    rows = load(reference / "rows.py")
+    kept = importlib.import_module(installed)
+    sys.modules[installed] = rows
+    try:
+        return load(reference / "lazy_schedule.py"), load(reference / "truncation.py"), rows
+    finally:
+        sys.modules[installed] = kept
+
+
 def oracle_theory() -> str:
-    reference = ROOT / "reference"
-    schedule, truncation = load(reference / "lazy_schedule.py"), load(reference / "truncation.py")
-    return oracle.goals(schedule, truncation, load(reference / "rows.py"), traces=TRACES)
+    """The goals of the traces."""
+    schedule, truncation, rows = sources()
+    return oracle.goals(schedule, truncation, rows, traces=TRACES)
 
 
 def assumption_theory(claims: Claims) -> str:
-    """A theory that prints what every claimed theorem rests on."""
+    """A theory that prints what every claimed theorem rests on, and what it is."""
     names = list(dict.fromkeys(c.theorem for c in claims.claims))
-    lines = [f"From samelaw Require Import {t}." for t in dict.fromkeys(c.theory for c in claims.claims)]
+    files = " ".join(dict.fromkeys(c.theory for c in claims.claims))
+    lines = [f"From samelaw Require {files} {STATEMENTS}."]
     for name in names:
-        lines.append(f'Goal True. idtac "@@ {name}". exact I. Qed.\nPrint Assumptions {name}.')
+        lines.append(f'Goal True. idtac "@@ {name}". exact I. Qed.\nPrint Assumptions samelaw.{name}.')
+        lines.append(f'Goal True. idtac "@@ about {name}". exact I. Qed.\nAbout samelaw.{name}.')
     return "\n".join(lines) + "\n"
 
 
 def assumptions(printed: str) -> dict[str, list[str]]:
-    """The axioms of each theorem, from what Print Assumptions printed."""
+    """The axioms of each theorem, from what Print Assumptions and About printed. Every line must be understood.
+
+    Raises:
+        ProofError: a line is not, or a theorem is not one that was proved and closed with Qed.
+    """
+    parts = re.split(r"^@@ (.+)\n", printed, flags=re.MULTILINE)
+    if parts[0].strip() or len(parts) % 4 != 1:
+        raise ProofError(f"what Print Assumptions says cannot be read: {printed[:200]!a}")
     found: dict[str, list[str]] = {}
-    for part in printed.split("@@ ")[1:]:
-        name, _, rest = part.partition("\n")
-        name = name.strip()
-        axioms = set(re.findall(r"^([A-Za-z_][\w.']*)\s*\n?\s*:", rest, flags=re.MULTILINE)) - {"Axioms"}
-        if bool(axioms) == ("Closed under the global context" in rest):
-            raise ProofError(f"what Print Assumptions says of {name} cannot be read: {rest[:200]}")
-        found[name] = sorted(axioms)
+    for name, rest, about, said in zip(*(parts[i::4] for i in (1, 2, 3, 4)), strict=True):
+        if about != f"about {name}" or name in found:
+            raise ProofError(f"what Print Assumptions says of {name} cannot be read: {about!a} follows")
+        found[name] = _axioms(name, rest)
+        if not " ".join(said.split()).endswith(f" {name} is opaque Expands to: Constant samelaw.{name}"):
+            raise ProofError(f"{name} is not a theorem of its theory that Qed closed: {said[-300:]!a}")
     return found
+
+
+def _axioms(name: str, rest: str) -> list[str]:
+    """The names below Axioms, each with its type: nothing else may stand there."""
+    lines = [line for line in rest.splitlines() if line]
+    if lines == ["Closed under the global context"]:
+        return []
+    axioms: list[str] = []
+    for i, line in enumerate(lines):
+        if i == 0 and line == "Axioms:":
+            continue
+        named = AXIOM.fullmatch(line)
+        typed = ":" in line or (i + 1 < len(lines) and lines[i + 1].startswith("  : "))
+        if i and line.startswith("  ") and axioms:
+            continue
+        if i == 0 or not named or not typed:
+            raise ProofError(f"what Print Assumptions says of {name} cannot be read: {line[:200]!a}")
+        axioms.append(named[1])
+    if not axioms:
+        raise ProofError(f"what Print Assumptions says of {name} cannot be read: {rest[:200]!a}")
+    return sorted(axioms)
+
+
+def check_coqchk(claims: Claims, said: str, *, libraries: bool) -> None:
+    """What coqchk says that the theories rest on: sealed modules and axioms of the libraries, and nothing of ours."""
+    heading, sections = "", dict.fromkeys(COQCHK, "")
+    for line in said.split("===============\n", 1)[-1].splitlines():
+        if line.startswith("* "):
+            heading, colon, rest = line[2:].partition(":")
+            if not colon or heading not in sections:
+                raise ProofError(f"what coqchk says cannot be read: {line[:200]!a}")
+            sections[heading] = rest
+        elif heading:
+            sections[heading] += "\n" + line
+    stated = {heading: text.split() for heading, text in sections.items()}
+    axioms = stated.pop("Axioms")
+    allowed = tuple(f".{axiom}" for axiom in claims.allowed)
+    extra = [a for a in axioms if not (a.startswith("Coq.") and (a.endswith(allowed) or not libraries))]
+    if extra or stated != {h: w.split() for h, w in COQCHK.items() if h != "Axioms"}:
+        raise ProofError(f"coqchk: the theories rest on {extra or sections}")
 
 
 def check_assumptions(claims: Claims, found: dict[str, list[str]]) -> None:
@@ -248,22 +348,27 @@ def table(claims: Claims, found: dict[str, list[str]]) -> str:
     )
 
 
-def check(*, recording: bool) -> int:
+def check(*, recording: bool, libraries: bool = False) -> int:
     start = time.monotonic()
-    found_version = coq.version()
-    if not found_version.startswith(coq.VERSION):
-        raise ProofError(f"the proofs are for Coq {coq.VERSION}, found {found_version}")
+    unusable = coq.unusable()
+    if unusable:
+        raise ProofError(unusable)
     if recording:
         translate.main([])
     claims, texts = Claims.read(), theories()
     check_generated()
     check_words(texts)
     check_links(claims)
+    check_statements(claims, texts)
+    check_definitions(texts)
     if not recording:
         check_digests(claims)
     printed = coq.compile_all(BUILD, texts | {"Oracle": oracle_theory(), "Assumptions": assumption_theory(claims)})
     found = assumptions(printed["Assumptions"])
+    if set(found) != {claim.theorem for claim in claims.claims}:
+        raise ProofError("Print Assumptions does not speak of every claimed theorem")
     check_assumptions(claims, found)
+    check_coqchk(claims, coq.recheck(BUILD, texts, libraries=libraries), libraries=libraries)
     text = status(claims, found, texts)
     if recording:
         record(claims, text)
@@ -272,15 +377,15 @@ def check(*, recording: bool) -> int:
     print(table(claims, found))
     print(
         f"\n{len(claims.claims)} theorems in {len(texts)} theories, and {2 * TRACES} runs of CPython that the kernel "
-        f"agrees with; Coq {found_version}, {time.monotonic() - start:.0f} s."
+        f"agrees with; Coq {coq.version()}, {time.monotonic() - start:.0f} s."
     )
     return 0
 
 
 def main(arguments: Sequence[str]) -> int:
     try:
-        return check(recording="--record" in arguments)
-    except (ProofError, Refused, coq.CoqError) as problem:
+        return check(recording="--record" in arguments, libraries="--libraries" in arguments)
+    except (ProofError, Refused, vernacular.TheoryError, coq.CoqError) as problem:
         print(f"proofs: {problem}", file=sys.stderr)
         return 1
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+
+import vernacular
 
 LIMIT_S = 240
 VERSION = "8.16"
 PACKAGES = "coq libcoq-flocq libcoq-coquelicot"
+REMEDY = f"on Debian 12: apt-get install --no-install-recommends {PACKAGES}"
 
 
 class CoqError(Exception):
@@ -27,18 +30,65 @@ def version() -> str:
     """The version of coqc.
 
     Raises:
-        CoqError: it is missing.
+        CoqError: it is missing or does not run.
     """
     coqc = find()
     if coqc is None:
-        raise CoqError(f"coqc is not installed; on Debian: apt-get install --no-install-recommends {PACKAGES}")
-    return subprocess.run([coqc, "--print-version"], capture_output=True, text=True, check=True).stdout.split()[0]
+        raise CoqError(f"coqc is not installed; {REMEDY}")
+    return _ask(coqc, "--print-version").split()[0]
 
 
-def requirements(text: str) -> list[str]:
+def unusable() -> str | None:
+    """Why the proofs cannot be checked here, with the way out; None where they can."""
+    try:
+        found = version()
+        if not found.startswith(f"{VERSION}."):
+            return f"the proofs are for Coq {VERSION}, found {found}; {REMEDY}"
+        contributed = Path(_ask(find() or "coqc", "-where").strip()) / "user-contrib"
+    except CoqError as problem:
+        return str(problem)
+    missing = [library for library in ("Flocq", "Coquelicot") if not (contributed / library).is_dir()]
+    if missing:
+        return f"Coq's {' and '.join(missing)} are not in {contributed}; {REMEDY}"
+    return "coqchk is not installed beside coqc; " + REMEDY if shutil.which("coqchk") is None else None
+
+
+def _ask(coqc: str, question: str) -> str:
+    try:
+        done = subprocess.run([coqc, question], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise CoqError(f"{coqc} does not run ({problem}); {REMEDY}") from problem
+    if done.returncode or not done.stdout.strip():
+        said = " ".join(done.stderr.split())[:300] or "it says nothing"
+        raise CoqError(f"{coqc} {question} fails ({said}); {REMEDY}")
+    return done.stdout
+
+
+def requirements(text: str, name: str = "theory") -> list[str]:
     """The theories of this project that a theory requires."""
-    found = re.findall(r"^From samelaw Require (?:Import|Export) ([^.]*)\.", text, flags=re.MULTILINE)
-    return [name for names in found for name in names.split()]
+    return vernacular.requirements(name, text)
+
+
+def recheck(folder: Path, names: Iterable[str], *, libraries: bool = False) -> str:
+    """What coqchk, which shares no state with coqc, says that the compiled theories rest on.
+
+    With libraries, what they require is checked again too; without, it is taken as it is.
+
+    Raises:
+        CoqError: coqchk refuses a theory.
+    """
+    command = ["coqchk", "-silent", "-o", "-R", ".", "samelaw"]
+    for name in names:
+        command += [f"samelaw.{name}"] if libraries else ["-norec", f"samelaw.{name}"]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S * (5 if libraries else 1), check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise CoqError(f"coqchk does not finish ({problem})") from problem
+    if done.returncode:
+        raise CoqError("coqchk: " + " ".join((done.stdout + done.stderr).split())[-1500:])
+    return done.stdout + done.stderr  # it prints its summary on stderr
 
 
 def run(folder: Path, name: str) -> str:
@@ -52,6 +102,8 @@ def run(folder: Path, name: str) -> str:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     except subprocess.TimeoutExpired as cause:
         raise CoqError(f"{name}.v: not finished after {LIMIT_S} s") from cause
+    except OSError as cause:
+        raise CoqError(f"coqc does not run ({cause}); {REMEDY}") from cause
     if done.returncode:
         raise CoqError(" ".join(done.stderr.split())[:1500])
     return done.stdout

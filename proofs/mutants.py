@@ -333,7 +333,10 @@ def page(verdicts: Sequence[tuple[Mutant, Verdict]]) -> str:
 
 
 def main(names: Sequence[str]) -> int:
-    coq.version()
+    unusable = coq.unusable()
+    if unusable:
+        print(f"mutants: {unusable}", file=sys.stderr)
+        return 1
     start = time.monotonic()
     base = check.theories()
     folder = check.BUILD.parent / "mutants"
