@@ -1,6 +1,7 @@
 """Who pays which noise when: the eager schedule, the lazy one, and the release.
 
-The trainers of this package call these functions, and the machine-checked proofs are about these functions:
+The trainers of this package call the step functions and `release`; `eager_run` and `lazy_run` are the loops around
+them, written down for the proofs. The machine-checked proofs are about these functions:
 proofs/translate.py turns this file into proofs/theories/Gen_schedule.v, and refuses whatever it cannot translate. So
 there are only assignments, calls, loops over steps and one `return` at the end. docs/proofs.md states the theorems.
 
@@ -96,7 +97,7 @@ def release(weights: Weights, history: History, step: int, everyone: Rows, owed:
     """Settle every row through the steps so far; only then may weights leave.
 
     Guarantees:
-        R1  Afterwards no row owes noise.
+        R1  Afterwards no row is recorded as owing noise.
     """
     settle_rows(weights, history, step, everyone, owed)
 
