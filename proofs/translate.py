@@ -192,7 +192,7 @@ class Module:
         elif isinstance(node, ast.ImportFrom):
             self._import(node, imported)
         elif isinstance(node, ast.Assign) and self._is_typevar(node):
-            name: str = node.targets[0].id  # type: ignore[attr-defined]
+            name: str = node.targets[0].id  # type: ignore[attr-defined]  # _is_typevar saw to it that it is a name
             self._fresh(node, name)
             if name in self.gallina:
                 refuse(node, f"the name {name!r} is taken in Gallina; choose another", self.place)
@@ -306,7 +306,7 @@ class Module:
     def _callable(self, args: list[ast.expr], result: ast.expr) -> Type:
         drawn = isinstance(result, ast.Subscript) and ast.unparse(result.value) == self.drawn_alias
         if drawn:
-            result = result.slice  # type: ignore[attr-defined]
+            result = result.slice  # type: ignore[attr-defined]  # `drawn` says that it is a subscript
         if len(args) == 1 and ast.unparse(args[0]) == "Read" and self.read is not None:
             return Type("Program", (self.type(result),))
         return Type("->", (*(self.type(a) for a in args), self.type(result)), drawn)
@@ -333,6 +333,7 @@ class _Body:
         params = [(arg.arg, self._annotated(arg)) for arg in node.args.args]
         self.read_closure: ast.FunctionDef | None = None
         none = node.returns is None or ast.unparse(node.returns) == "None"
+        # The ignored type: `none` says that there is an annotation.
         self.function = Function(node.name, params, None if none else module.type(node.returns))  # type: ignore[arg-type]
         if node.name in self.module.gallina:
             refuse(node, f"the name {node.name!r} is taken in Gallina; choose another", self.place)
@@ -583,6 +584,7 @@ class _Body:
         inner = _Closure(self, closure, changed)
         text = inner._statements(body, {**env, asked.arg: rows}, "      ", None)
         pattern = state if not changed else (f"'{state}" if len(changed) > 1 else state)
+        # The ignored type: the callee of a served model is a name, which the caller has checked.
         call = f"serve (fun {pattern if changed else '_'} {asked.arg} =>\n{text}) {value.func.id} {_paren_call(state)}"  # type: ignore[attr-defined]
         whole = [_tuple(changed)] if changed else ["_"]
         return call, whole, of.parts[0], True

@@ -35,7 +35,9 @@ class Pause:
 
 
 class LazyTrainer(EagerTrainer):
-    """The definition of the lazy trainer, as EagerTrainer is of the eager one; docs/proofs.md proves them the same.
+    """The definition of the lazy trainer, as EagerTrainer is of the eager one.
+
+    Both call lazy_schedule.py, whose eager and lazy steps docs/proofs.md proves the same; the trainers are tested.
 
     Guarantees:
         E1  In replay: the bits of an EagerTrainer everywhere: every read, released table and dense parameter.
