@@ -1,0 +1,333 @@
+"""Lower bounds on epsilon from the scores of canaries that were in a run and of canaries that were not.
+
+Each bound holds with its confidence under assumptions of its own, and they are not the same:
+
+| bound | what is assumed of the scores | what it bounds |
+|---|---|---|
+| `gaussian` | independent; Gaussian, both groups with one variance | mu of a Gaussian mechanism |
+| `gdp_clopper_pearson` | independent; the trade-off curve is that of a Gaussian mechanism | mu of a Gaussian mechanism |
+| `clopper_pearson` | independent | epsilon at delta, of any mechanism |
+| `one_run` | nothing: the coins were fair and independent | epsilon at delta, of any mechanism |
+
+A bound of 0 says nothing. A larger score must speak for "in" only where a function says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from scipy import optimize, special, stats
+
+from samelaw.accounting.closed_forms import gaussian_log_delta, solve_epsilon
+from samelaw.contract.errors import InputError
+
+FEWEST = 8
+"""Scores that a group needs before anything is said of it."""
+_CANDIDATES = 400
+_LARGEST_ONE_RUN = 256
+
+_Worth: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Upper bounds on the false-positive and false-negative rates -> the lower bound that they give."""
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Scores split into those that choose a threshold and those that are counted against it.
+
+    Attributes:
+        choose_in, choose_out: scores of included and of left-out canaries, to choose with.
+        count_in, count_out: the others, which the choice has not seen.
+    """
+
+    choose_in: Float64[np.ndarray, "_"]
+    choose_out: Float64[np.ndarray, "_"]
+    count_in: Float64[np.ndarray, "_"]
+    count_out: Float64[np.ndarray, "_"]
+
+    def __post_init__(self) -> None:
+        for name in ("choose_in", "choose_out", "count_in", "count_out"):
+            _check_scores(name, getattr(self, name), "Halves", infinite=True)
+
+    @classmethod
+    def of(cls, inside: Float64[np.ndarray, "_"], outside: Float64[np.ndarray, "_"]) -> Halves:
+        """The first half of each group chooses. Which scores come first must not depend on the scores."""
+        a, b = inside.size // 2, outside.size // 2
+        return cls(inside[:a], outside[:b], inside[a:], outside[b:])
+
+
+def gaussian_mu(inside: Float64[np.ndarray, "_"], outside: Float64[np.ndarray, "_"], *, confidence: float) -> float:
+    """A lower bound on (mean inside - mean outside) / std of two Gaussian groups with one unknown variance.
+
+    The two-sample t statistic has a noncentral t law whose noncentrality is mu / sqrt(1/n + 1/m): the bound is exact.
+
+    Returns:
+        The bound; it may be negative. Infinite when all scores of both groups are the same within their group.
+
+    Guarantees:
+        B1  For Gaussian scores, P(bound > mu) = 1 - confidence.
+
+    Raises:
+        InputError: fewer than FEWEST scores in a group; a score is not finite.
+    """
+    for name, scores in (("inside", inside), ("outside", outside)):
+        _check_scores(name, scores, "gaussian_mu", infinite=False)
+    check_confidence(confidence, "gaussian_mu")
+    n, m = inside.size, outside.size
+    freedom = n + m - 2
+    pooled = (np.var(inside) * n + np.var(outside) * m) / freedom
+    gap, spread = float(np.mean(inside) - np.mean(outside)), math.sqrt(1 / n + 1 / m)
+    if pooled == 0:
+        return math.copysign(math.inf, gap) if gap else 0.0
+    statistic = gap / (math.sqrt(pooled) * spread)
+
+    def excess(noncentrality: float) -> float:
+        return float(special.nctdtr(freedom, noncentrality, statistic)) - confidence
+
+    # P(T <= statistic) falls from 1 to 0 as the noncentrality grows; the statistic's own error is that of a standard
+    # normal plus the relative error of the std, so these ends bracket the root for every confidence in use.
+    reach = 12.0 + 12.0 * abs(statistic) / math.sqrt(freedom)
+    low, high = statistic - reach, statistic + reach
+    while excess(low) < 0:
+        low -= reach
+    while excess(high) > 0:
+        high += reach
+    return float(optimize.brentq(excess, low, high, xtol=1e-10)) * spread
+
+
+def epsilon_of_mu(mu: float, delta: float) -> float:
+    """Epsilon at delta of the Gaussian mechanism with sensitivity mu in units of its std, rounded down; 0 for mu <= 0.
+
+    Source: Balle and Wang, arXiv 1805.06530, Theorem 8.
+    """
+    check_delta(delta, "epsilon_of_mu")
+    if not mu > 0:
+        return 0.0
+    if mu > 1e6:
+        return math.inf
+    return solve_epsilon(lambda epsilon: gaussian_log_delta(epsilon, mu), delta)[0]
+
+
+def clopper_pearson(halves: Halves, *, delta: float, confidence: float) -> float:
+    """A lower bound on epsilon from how often a threshold takes one group for the other.
+
+    (epsilon, delta)-privacy forces P(in > t) <= e^eps P(out > t) + delta, the same for the events below t, and the
+    same with the groups exchanged. Both error rates are bounded from above by Clopper and Pearson's exact interval, at
+    half the error each. The threshold and the side of it that speaks for "in" come from the other half.
+
+    Guarantees:
+        B2  For independent scores of an (epsilon, delta)-private mechanism, P(bound > epsilon) <= 1 - confidence.
+    """
+    check_delta(delta, "clopper_pearson")
+    threshold, sign = _choice(halves, confidence, lambda fp, fn: _epsilon_of_rates(fp, fn, delta))
+    false_positive, false_negative = _rates(halves.count_in, halves.count_out, threshold, sign, confidence)
+    return float(_epsilon_of_rates(false_positive, false_negative, delta)[0])
+
+
+def gdp_clopper_pearson(halves: Halves, *, confidence: float) -> float:
+    """A lower bound on mu of a mechanism whose trade-off curve is Gaussian: one point of the curve is enough.
+
+    Guarantees:
+        B3  For independent scores of a mu-GDP mechanism, P(bound > mu) <= 1 - confidence. Epsilon computed from it
+            bounds the epsilon of a *Gaussian* mechanism: of another one that is mu-GDP, epsilon may be smaller.
+
+    Source: Nasr et al., "Tight auditing of differentially private machine learning", arXiv 2302.07956, for the idea of
+        auditing mu; the split is ours.
+    """
+    threshold, sign = _choice(halves, confidence, _mu_of_rates)
+    return float(_mu_of_rates(*_rates(halves.count_in, halves.count_out, threshold, sign, confidence))[0])
+
+
+def one_run(
+    scores: Float64[np.ndarray, "canaries"],
+    included: Bool[np.ndarray, "canaries"],
+    guesses: int,
+    *,
+    delta: float,
+    confidence: float,
+) -> float:
+    """A lower bound on epsilon from one run in which every canary was in or out by its own fair coin.
+
+    The canaries with the largest scores are guessed "in", as many with the smallest are guessed "out", `guesses` in
+    all, and nothing is guessed of the rest. Nothing is assumed of how the scores depend on each other.
+
+    Args:
+        guesses: an even number that must not depend on `included`; use `one_run_best` to try several.
+
+    Guarantees:
+        B4  For an (epsilon, delta)-private mechanism and fair independent coins, P(bound > epsilon) <= 1 - confidence.
+
+    Source: Steinke, Nasr and Jagielski, "Privacy auditing with one (1) training run", arXiv 2305.08846, Theorem 5.2
+        and Corollary 5.4.
+    """
+    check_delta(delta, "one_run")
+    check_confidence(confidence, "one_run")
+    _check_scores("scores", scores, "one_run", infinite=True)
+    if included.shape != scores.shape or not 2 <= guesses <= scores.size or guesses % 2:
+        raise InputError(
+            f"one_run needs one coin per score and an even number of guesses in 2..{scores.size}, got "
+            f"{included.size} coins, {scores.size} scores and {guesses} guesses"
+        )
+    order = np.argsort(scores, kind="stable")
+    right = int(np.count_nonzero(included[order[-guesses // 2 :]])) + int(
+        np.count_nonzero(~included[order[: guesses // 2]])
+    )
+
+    def p_value(epsilon: float) -> float:
+        return one_run_p_value(epsilon, delta, canaries=scores.size, guesses=guesses, right=right)
+
+    level = 1 - confidence
+    # The first of these at which the p-value is too large, and not just any: it need not rise everywhere.
+    low = 0.0
+    for high in np.arange(_LARGEST_ONE_RUN + 1, dtype=np.float64) / 4:
+        if p_value(float(high)) > level:
+            break
+        low = float(high)
+    else:
+        return low
+    if high == 0:
+        return 0.0
+    high = float(high)
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if p_value(middle) <= level else (low, middle)
+    return low
+
+
+def one_run_best(
+    scores: Float64[np.ndarray, "canaries"],
+    included: Bool[np.ndarray, "canaries"],
+    *,
+    delta: float,
+    confidence: float,
+) -> tuple[float, int]:
+    """The largest of the `one_run` bounds for halving numbers of guesses, and its number of guesses.
+
+    The error is shared among all numbers that are tried, so the guarantee is that of `one_run`.
+    """
+    numbers = guess_numbers(scores.size)
+    each = 1 - (1 - confidence) / len(numbers)
+    found = [(one_run(scores, included, r, delta=delta, confidence=each), r) for r in numbers]
+    return max(found, key=lambda bound: bound[0])
+
+
+def guess_numbers(canaries: int) -> list[int]:
+    """Numbers of guesses to try: half of the canaries, a quarter, ..., down to about 16."""
+    numbers = [2 * (canaries >> (shift + 1)) for shift in range(1, 64) if canaries >> shift >= 16]
+    return numbers or [2 * (canaries // 2)]
+
+
+def one_run_p_value(epsilon: float, delta: float, *, canaries: int, guesses: int, right: int) -> float:
+    """A bound on P(at least `right` of `guesses` guesses are right) over all (epsilon, delta)-private mechanisms.
+
+    With W ~ Binomial(guesses, e^eps / (1 + e^eps)) and f(v) = P(W >= v), it is
+    f(v) + 2 * canaries * delta * max over i >= 1 of (f(v - i) - f(v)) / i.
+    """
+    rate = special.expit(epsilon)
+    tail = float(stats.binom.sf(right - 1, guesses, rate))
+    if delta == 0 or right == 0:
+        return min(1.0, tail)
+    nearer = np.arange(1, right + 1)
+    gained = stats.binom.sf(right - 1 - nearer, guesses, rate) - tail
+    return min(1.0, tail + 2 * canaries * delta * float(np.max(gained / nearer)))
+
+
+def largest_epsilon(counted: int, *, delta: float, confidence: float) -> float:
+    """What `clopper_pearson` says at most with this many scores of each group to count: no error at all."""
+    check_confidence(confidence, "largest_epsilon")
+    if counted < 1:
+        return 0.0
+    none = upper_rates(np.zeros(1, dtype=np.int64), counted, (1 - confidence) / 2)
+    return float(_epsilon_of_rates(none, none, delta)[0])
+
+
+def upper_rates(errors: Int64[np.ndarray, "_"], trials: int, level: float) -> Float64[np.ndarray, "_"]:
+    """Clopper and Pearson's upper ends: each is below the true rate with probability at most `level`."""
+    counts = errors.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        upper = stats.beta.isf(level, counts + 1, trials - counts)
+    return np.where(counts >= trials, 1.0, upper)
+
+
+def check_confidence(confidence: float, place: str) -> None:
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"confidence must be in [0.5, 1), got {confidence!r} in {place}; 0.95 is usual")
+
+
+def check_delta(delta: float, place: str) -> None:
+    if not 0 <= delta < 1:
+        raise InputError(f"delta must be in [0, 1), got {delta!r} in {place}")
+
+
+def _check_scores(name: str, scores: Float64[np.ndarray, "_"], place: str, *, infinite: bool) -> None:
+    if scores.ndim != 1 or scores.size < FEWEST:
+        raise InputError(
+            f"{name} must be a vector of at least {FEWEST} scores, got shape {scores.shape} in {place}: plant more "
+            "canaries"
+        )
+    if np.isnan(scores).any() or (not infinite and np.isinf(scores).any()):
+        raise InputError(f"{name} must hold {'numbers' if infinite else 'finite numbers'} only in {place}")
+
+
+def _choice(halves: Halves, confidence: float, worth: _Worth) -> tuple[float, int]:
+    """The threshold, and the side that speaks for "in" (+1: above it), that promise the largest bound.
+
+    Candidates are scores of the choosing half, dense at both ends, where few are beyond. Each is judged with the
+    counting half's confidence, so that a rate of zero seen in a few scores is not taken for zero.
+    """
+    check_confidence(confidence, "choosing a threshold")
+    candidates = np.unique(np.concatenate([_ranks(halves.choose_in), _ranks(halves.choose_out)]))
+    best, chosen = -math.inf, (float(candidates[0]), 1)
+    for sign in (1, -1):
+        found = worth(*_rates(halves.choose_in, halves.choose_out, candidates, sign, confidence))
+        place = int(np.argmax(found))
+        if found[place] > best:
+            best, chosen = float(found[place]), (float(candidates[place]), sign)
+    return chosen
+
+
+def _ranks(scores: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "_"]:
+    """Some of the scores, by rank: evenly spread ones and geometrically spread ones from either end."""
+    last = scores.size - 1
+    from_end = np.unique(np.geomspace(1, scores.size, _CANDIDATES).astype(np.int64)) - 1
+    even = np.linspace(0, last, _CANDIDATES).astype(np.int64)
+    return np.sort(scores)[np.unique(np.concatenate([from_end, last - from_end, even]))]
+
+
+def _rates(
+    inside: Float64[np.ndarray, "_"],
+    outside: Float64[np.ndarray, "_"],
+    thresholds: Float64[np.ndarray, "_"] | float,
+    sign: int,
+    confidence: float,
+) -> tuple[Float64[np.ndarray, "_"], Float64[np.ndarray, "_"]]:
+    """Upper bounds on P(an out is taken for "in") and P(an in is taken for "out"), both at once with `confidence`."""
+    t = np.atleast_1d(np.asarray(thresholds, dtype=np.float64))
+    above_in, above_out = (s.size - np.searchsorted(np.sort(s), t, side="right") for s in (inside, outside))
+    if sign > 0:
+        false_positive, false_negative = above_out, inside.size - above_in
+    else:
+        false_positive, false_negative = outside.size - above_out, above_in
+    level = (1 - confidence) / 2
+    return upper_rates(false_positive, outside.size, level), upper_rates(false_negative, inside.size, level)
+
+
+def _epsilon_of_rates(
+    false_positive: Float64[np.ndarray, "_"], false_negative: Float64[np.ndarray, "_"], delta: float
+) -> Float64[np.ndarray, "_"]:
+    """The least epsilon >= 0 with 1 - fn <= e^eps fp + delta and 1 - fp <= e^eps fn + delta."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        one = np.log(np.maximum(1 - delta - false_negative, 0.0)) - np.log(false_positive)
+        other = np.log(np.maximum(1 - delta - false_positive, 0.0)) - np.log(false_negative)
+    return np.maximum(0.0, np.maximum(one, other))
+
+
+def _mu_of_rates(
+    false_positive: Float64[np.ndarray, "_"], false_negative: Float64[np.ndarray, "_"]
+) -> Float64[np.ndarray, "_"]:
+    """Phi^-1(1 - fp) - Phi^-1(fn), -inf where a rate may be 1."""
+    return -special.ndtri(false_positive) - special.ndtri(false_negative)
