@@ -192,6 +192,20 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="noise key: written to this new file; with --resume, read from it",
     )
+    train.add_argument(
+        "--transcript",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="record the gradient sums of every step in this new file, for `samelaw audit --replay`. SENSITIVE: no "
+        "noise protects them; keep the file as you keep the training data",
+    )
+    train.add_argument(
+        "--no-initial-weights",
+        dest="initial_weights",
+        action="store_false",
+        help="leave the initial weights out of the run folder (they are public, and as large as the released ones)",
+    )
     train.add_argument("--out", type=Path, default=None, help="run folder to write (default runs/train-<time>)")
     train.add_argument(
         "--checkpoint-every",

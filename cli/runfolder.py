@@ -25,6 +25,7 @@ from samelaw.contract.spec import PrivacySpec
 from samelaw.equivalence.schemas import check_manifest
 from samelaw.workloads import Workload
 
+INITIAL_WEIGHTS = "initial_weights.safetensors"
 _PACKAGES = ("samelaw", "numpy", "numba", "torch", "triton", "scipy", "safetensors", "prv-accountant", "dp-accounting")
 
 
@@ -65,6 +66,12 @@ def draft_of(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
+def write_initial(path: Path, tables: Mapping[str, np.ndarray], dense: Mapping[str, np.ndarray]) -> None:
+    """The weights that training starts from, which are public: an auditor compares the released ones with them."""
+    draft_weights(path, Release(tables, dense, 0, ""))
+    publish_weights(path)
+
+
 def write_weights(path: Path, release: Release) -> None:
     """Released weights as safetensors, under their final name."""
     draft_weights(path, release)
@@ -102,7 +109,7 @@ def publish_weights(path: Path) -> None:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that a manifest binds, by name; the report is made after it and private files stay out."""
-    bound = ("ledger.jsonl", "evidence.json", "proofs.json", "weights.safetensors")
+    bound = ("ledger.jsonl", "evidence.json", "proofs.json", "weights.safetensors", INITIAL_WEIGHTS)
     return {name: _sha256(folder / name) for name in bound if (folder / name).exists()}
 
 
@@ -117,8 +124,13 @@ def manifest(
     options: Mapping[str, Any],
     files: Mapping[str, str],
     verdict: str | None = None,
+    transcript: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a run, checked against its schema: what was run, what it cost, and the digests that bind it."""
+    """The manifest of a run, checked against its schema: what was run, what it cost, and the digests that bind it.
+
+    Args:
+        transcript: "head" and "frames" of the transcript that was recorded, which lies elsewhere.
+    """
     record: dict[str, Any] = {
         "schema": MANIFEST_SCHEMA,
         "kind": kind,
@@ -140,6 +152,8 @@ def manifest(
     }
     if verdict is not None:
         record["verdict"] = verdict
+    if transcript is not None:
+        record["transcript"] = dict(transcript)
     check_manifest(record)
     return record
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from samelaw.accounting.statement import calibrate, epsilon_by_step, price
 from samelaw.cli import runfolder
 from samelaw.cli.data import check_positive, load_workload, test_batch
 from samelaw.cli.models import Problem, auc, dlrm_problem, mean_loss
+from samelaw.cli.recorder import Recorder, check_transcript
 from samelaw.cli.runfolder import draft_of
 from samelaw.cli.twins import Curves, predict, settled_copy
 from samelaw.contract.errors import InputError, LedgerError, NoiseKeyError, ResumeError
@@ -47,7 +49,13 @@ class Plan:
     noise_multiplier: float
 
 
-def run_train(options: argparse.Namespace) -> int:
+def run_train(options: argparse.Namespace, *, prepare: Callable[[LazyTrainer], object] | None = None) -> int:
+    """Train as the options say.
+
+    Args:
+        prepare: called with the trainer before its first step, and again when it resumes: for tests and examples that
+            plant a fault.
+    """
     if options.resume and (options.out is None or (options.key_file is None and options.seed is None)):
         raise InputError("--resume needs --out (the folder with the checkpoint) and --key-file (the run's key)")
     if options.seed is not None and options.key_file is not None:
@@ -77,7 +85,7 @@ def run_train(options: argparse.Namespace) -> int:
     ledger_path = folder / "ledger.jsonl"
     problem = dlrm_problem(workload.features, workload.dense_width, examples, dim=options.dim, seed=options.seed or 0)
     with closing(_reopened(ledger_path, key) if options.resume else Ledger(ledger_path)) as ledger:
-        return _train(options, workload, plan, spec, key, problem, ledger, folder)
+        return _train(options, workload, plan, spec, key, problem, ledger, folder, prepare)
 
 
 def _train(
@@ -89,15 +97,24 @@ def _train(
     problem: Problem,
     ledger: Ledger,
     folder: Path,
+    prepare: Callable[[LazyTrainer], object] | None,
 ) -> int:
     """Train to the end, release, price, and write the folder."""
+    recording = options.transcript is not None
     try:
-        trainer: LazyTrainer = problem.lazy(spec, key, device=options.device, ledger=ledger)
+        trainer: LazyTrainer = problem.lazy(spec, key, device=options.device, ledger=ledger, record=recording)
+        if prepare is not None:
+            prepare(trainer)
+        if options.initial_weights and not options.resume:
+            tables = {name: table.weights.cpu().numpy() for name, table in trainer.tables.items()}
+            dense = {name: parameter.detach().cpu().numpy() for name, parameter in trainer.dense.items()}
+            runfolder.write_initial(folder / runfolder.INITIAL_WEIGHTS, tables, dense)
         if options.resume:
             trainer.load_checkpoint(folder / CHECKPOINT)
             _say(f"resumed at step {trainer.step_index}")
     except (LedgerError, ResumeError) as cause:
         raise InputError(f"--resume: {cause}") from cause
+    recorder = Recorder(options.transcript, trainer, spec, resume=options.resume) if recording else None
     held_out = test_batch(workload, _LARGEST_TEST)
     every = options.evaluate_every or max(1, plan.steps // 20)
     curves, delays = Curves(), np.zeros(0, dtype=np.int64)
@@ -105,6 +122,8 @@ def _train(
         while trainer.step_index < plan.steps:
             batch = workload.train.batch(np.asarray(trainer.sample()))
             trainer.train_batch(batch)
+            if recorder is not None:
+                recorder.note()
             done = trainer.step_index
             if len(held_out) and (done % every == 0 or done == plan.steps):
                 scores = predict(problem, *settled_copy(trainer), held_out)
@@ -113,6 +132,8 @@ def _train(
                 curves.loss.append(mean_loss(held_out.labels, scores))
                 bar.set_postfix(auc=f"{curves.auc[-1]:.4f}", loss=f"{curves.loss[-1]:.4f}")
             if options.checkpoint_every and done % options.checkpoint_every == 0 and done < plan.steps:
+                if recorder is not None:
+                    recorder.sync()
                 trainer.save_checkpoint(folder / CHECKPOINT)
             bar.update()
     delays = np.concatenate(
@@ -121,6 +142,7 @@ def _train(
     release = trainer.release(write=partial(runfolder.draft_weights, folder / WEIGHTS))
     runfolder.publish_weights(folder / WEIGHTS)
     ledger.close()
+    transcript = None if recorder is None else recorder.close(release.ledger_head)
     for private in (CHECKPOINT, SETTINGS):
         (folder / private).unlink(missing_ok=True)
     statement = price(spent(ledger.entries))
@@ -133,6 +155,7 @@ def _train(
         statement.to_json(),
         options={"device": options.device, "dim": options.dim},
         files=runfolder.digests(folder),
+        transcript=transcript,
     )
     runfolder.write_json(folder / "manifest.json", manifest)
     write_report(
@@ -230,6 +253,7 @@ def _check(options: argparse.Namespace) -> None:
             f"--key-file {key_file} lies in the run folder {out}, which is made to be shown: whoever holds the key can "
             "strip the noise from the weights beside it. Keep it elsewhere"
         )
+    check_transcript(options.transcript, out, resume=options.resume)
     if key_file is not None and not key_file.absolute().parent.is_dir():
         raise InputError(f"--key-file {key_file}: there is no folder {key_file.parent}")
 

@@ -20,6 +20,10 @@ class SchemaError(InputError):
     """A file does not match its versioned schema."""
 
 
+class UntrustedFileError(InputError):
+    """A file from elsewhere is not what it must be to be judged: unreadable, malformed, or too large."""
+
+
 class PrivacyError(SamelawError):
     """Going on would give less privacy than the ledger claims."""
 

@@ -10,7 +10,7 @@ import types
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-_CHECKED = ("contract", "reference", "equivalence", "accounting", "workloads")
+_CHECKED = ("contract", "reference", "equivalence", "accounting", "audit", "workloads")
 
 checks = types.ModuleType("samelaw_test_checks")  # the hook takes its decorator by name
 checks.typed = beartype(conf=BeartypeConf(is_pep484_tower=True))
