@@ -5,7 +5,7 @@ Each bound holds with its confidence under assumptions of its own, and they are 
 | bound | what is assumed of the scores | what it bounds |
 |---|---|---|
 | `gaussian` | independent; Gaussian, both groups with one variance | mu of a Gaussian mechanism |
-| `gdp_clopper_pearson` | independent; the trade-off curve is that of a Gaussian mechanism | mu of a Gaussian mechanism |
+| `gdp_clopper_pearson` | independent; a Gaussian mechanism's trade-off curve | mu of a Gaussian mechanism |
 | `clopper_pearson` | independent | epsilon at delta, of any mechanism |
 | `one_run` | nothing: the coins were fair and independent | epsilon at delta, of any mechanism |
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -96,7 +96,8 @@ def gaussian_mu(inside: Float64[np.ndarray, "_"], outside: Float64[np.ndarray, "
         low -= reach
     while excess(high) > 0:
         high += reach
-    return float(optimize.brentq(excess, low, high, xtol=1e-10)) * spread
+    root: Any = optimize.brentq(excess, low, high, xtol=1e-10)
+    return float(root) * spread
 
 
 def epsilon_of_mu(mu: float, delta: float) -> float:

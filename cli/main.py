@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
+from samelaw.cli import attack_command
 from samelaw.contract.errors import DataError, InputError, NoiseKeyError, PrivacyError, SamelawError
 
 HOLDS, REFUTED, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
@@ -223,6 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="print the manifest as JSON on standard output")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
+    attack_command.add_parser(commands)
     workloads = commands.add_parser("workloads", help="list the data sets and synthetic traces")
     workloads.add_argument("--json", action="store_true")
     return parser
@@ -271,7 +273,7 @@ def _workloads(options: argparse.Namespace) -> int:
     return run_workloads(options)
 
 
-_COMMANDS = {"verify": _verify, "train": _train, "workloads": _workloads}
+_COMMANDS = {"verify": _verify, "train": _train, "attack": attack_command.run, "workloads": _workloads}
 
 if __name__ == "__main__":
     sys.exit(main())
