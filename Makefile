@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := contract reference fast equivalence accounting audit workloads cli
+PACKAGES := contract reference fast adapters equivalence accounting audit workloads cli
 SOURCES := pyproject.toml $(shell find $(PACKAGES) -type f -not -path '*/__pycache__/*')
 DEPENDENCIES := $(VENV)/.dependencies
 PACKAGE := $(VENV)/.package

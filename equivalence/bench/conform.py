@@ -1,0 +1,128 @@
+"""One trainer on the bench: which runs it is asked for, and the claims that they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from samelaw.contract.bench import Abilities
+from samelaw.contract.entry import as_count
+from samelaw.contract.errors import InputError
+from samelaw.contract.evidence import Evidence
+from samelaw.equivalence import laws
+from samelaw.equivalence.bench.claims import Draft, judged
+from samelaw.equivalence.bench.conduct import Outcome, Runner, Weights
+from samelaw.equivalence.bench.input_claims import SmallRun, input_claims, runs_claim
+from samelaw.equivalence.bench.noise_claims import Ran, noise_claims
+from samelaw.equivalence.bench.problems import Job, empty_job, law_job, small_inputs, small_job
+
+RUNS = 8
+FEWEST_RUNS = 2
+
+Twin = Callable[[Job], Weights]
+"""What the reference releases for a job, with the key of the job's seed."""
+
+
+def conform(
+    run: Runner,
+    abilities: Abilities,
+    *,
+    runs: int = RUNS,
+    seed: int = 0,
+    false_alarm: float = laws.FALSE_ALARM,
+    twin: Twin | None = None,
+    done: Callable[[Job], None] = lambda _: None,
+) -> list[Evidence]:
+    """Everything that can be said of a trainer from outside.
+
+    Args:
+        run: carries out a job.
+        abilities: what the trainer declares.
+        runs: repetitions of the runs whose noise is judged, each with a seed of its own.
+        seed: decides the seeds that the trainer is handed.
+        false_alarm: probability, over all claims together, of refuting a correct trainer.
+        twin: the reference, for a trainer with keyed noise.
+        done: called after every job.
+
+    Raises:
+        InputError: what the trainer returns is not what the protocol asks for.
+    """
+    as_count("runs", runs, "conform", least=FEWEST_RUNS)
+    if not 0 < false_alarm <= 0.01:
+        raise InputError(f"false_alarm must be in (0, 0.01], got {false_alarm!r} in conform")
+    seeds = iter(_seeds(seed))
+    ran: list[Ran] = []
+
+    def carry_out(jobs: Iterable[Job]) -> list[Ran]:
+        """Runs of one kind; after a failure the rest of the kind would fail alike, and is not asked for."""
+        found: list[Ran] = []
+        for job in jobs:
+            found.append((job, run(job)))
+            done(job)
+            if found[-1][1].failure is not None:
+                break
+        ran.extend(found)
+        return found
+
+    cases = small_inputs(abilities)
+    several = [case.without(0) for case in cases if len(case.examples) > 1]
+    alone = [(case, *carry_out([small_job(case, abilities, next(seeds))])[0]) for case in cases]
+    fewer = [(case, *carry_out([small_job(case, abilities, next(seeds))])[0]) for case in several]
+    long = carry_out(law_job(abilities, next(seeds)) for _ in range(runs))
+    single = carry_out(law_job(abilities, next(seeds), steps=1, name="the noise of one step") for _ in range(runs))
+    empty = carry_out(empty_job(abilities, next(seeds)) for _ in range(runs)) if abilities.empty_batches else []
+    drafts = [
+        runs_claim(ran, [*alone, *fewer]),
+        *input_claims(abilities, alone, fewer),
+        *noise_claims(abilities, long, single, empty),
+        _keyed(abilities, [*ran], twin),
+    ]
+    drafts.sort(key=lambda draft: (draft.claim[0], int(draft.claim[1:])))
+    return judged(drafts, false_alarm)
+
+
+def jobs_asked_for(abilities: Abilities, runs: int) -> int:
+    """How many jobs `conform` carries out if none fails."""
+    cases = small_inputs(abilities)
+    several = sum(len(case.examples) > 1 for case in cases)
+    return len(cases) + several + runs * (3 if abilities.empty_batches else 2)
+
+
+def _keyed(abilities: Abilities, ran: Sequence[Ran], twin: Twin | None) -> Draft:
+    """E1: the tables of every run, to the bit. Dense sums have no common order, so they are left to B6."""
+    draft = Draft("E1", f"released tables of {len(ran)} runs", exact=True)
+    if abilities.noise != "keyed" or twin is None:
+        draft.open = "The trainer draws its own noise: its law is judged from repeated runs, not its bits."
+        return draft
+    values = 0
+    for job, outcome in ran:
+        if outcome.release is None:
+            continue
+        expected = twin(job)
+        for name in job.problem.tables:
+            found = outcome.release[name]
+            differ = np.argwhere(expected[name].view(np.uint32) != found.view(np.uint32))
+            values += found.size
+            if len(differ):
+                row, dim = (int(i) for i in differ[0])
+                draft.fail(
+                    f"{job.name}, seed {job.seed}, table {name!r}, row {row}, column {dim}",
+                    f"{expected[name][row, dim]!r}",
+                    f"{found[row, dim]!r}; {len(differ)} of {found.size} values differ",
+                )
+    if not values:
+        draft.open = "No run came to an end (see B1)."
+    draft.found = f"No bit differs in {values:,} released values."
+    draft.numbers["values"] = values
+    return draft
+
+
+def _seeds(seed: int) -> range:
+    """Consecutive 32-bit seeds from a start that two neighbouring seeds do not share."""
+    as_count("seed", seed, "conform", least=0)
+    start = int(np.random.SeedSequence(seed).generate_state(1)[0]) % (2**32 - 2**20)
+    return range(start, start + 2**20)
+
+
+__all__ = ["FEWEST_RUNS", "RUNS", "Outcome", "SmallRun", "Twin", "conform", "jobs_asked_for"]

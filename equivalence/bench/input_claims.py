@@ -1,0 +1,187 @@
+"""Claims about single steps on small inputs: B1 (it runs), B2 (the signal), B3 (one example's share), B9 (padding)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from scipy import stats
+
+from samelaw.contract.bench import Abilities, BenchProblem
+from samelaw.contract.errors import InputError
+from samelaw.contract.evidence import TestResult, Verdict
+from samelaw.equivalence.bench import signal
+from samelaw.equivalence.bench.claims import Draft
+from samelaw.equivalence.bench.conduct import Kind, Outcome, Weights
+from samelaw.equivalence.bench.problems import Job, Small, left_out
+from samelaw.equivalence.laws import FALSE_PASS, unchanged_rows
+
+INEXACT = 2.0**-13
+"""What a clipped sum may be off, per example and in units of C, before it is called wrong. Clipping with
+C / (norm + 1e-6) costs 4e-6 here (norms of 0.25 or more are clipped); float32 products and sums of 20 terms 2e-6; two
+roundings of a weight below 1 cost 6e-8 each, and lr C / B is at least 0.1. The wrong answers of this bench are off by
+0.05 C or more."""
+
+SmallRun = tuple[Small, Job, Outcome]
+
+
+def runs_claim(ran: Sequence[tuple[Job, Outcome]], shown: Sequence[SmallRun]) -> Draft:
+    """B1: whatever failed, named by the input that shows it.
+
+    Raises:
+        InputError: what came back cannot be judged at all.
+    """
+    inputs = {id(job): case.shown for case, job, _ in shown}
+    draft = Draft("B1", f"{len(ran)} runs", exact=True)
+    failed: list[str] = []
+    for job, outcome in ran:
+        place = f"{job.name} ({inputs[id(job)]})" if id(job) in inputs else job.name
+        failure = outcome.failure
+        if failure is not None and failure.kind is Kind.MALFORMED:
+            raise InputError(f"the trainer cannot be judged: on {place}, at {failure.where}: {failure.message}")
+        if failure is not None:
+            draft.fail(f"{place}, {failure.where}", "no error", f"{failure.kind}: {failure.message}")
+            failed.append(f"{place}: {failure}")
+            continue
+        for name, value in (outcome.release or {}).items():
+            if not np.isfinite(value).all():
+                draft.fail(f"{place}, released {name!r}", "finite weights", "NaN or infinite values")
+                failed.append(f"{place}: {name!r} is not finite")
+    draft.numbers["failures"] = failed[:50]
+    draft.found = f"All {len(ran)} runs came to an end with finite weights."
+    return draft
+
+
+def input_claims(abilities: Abilities, alone: Sequence[SmallRun], neighbours: Sequence[SmallRun]) -> list[Draft]:
+    """Drafts of B2, B3 and B9.
+
+    Args:
+        alone: every small input that the abilities allow.
+        neighbours: those of several examples, without their first.
+    """
+    return [_signal(abilities, alone), _sensitivity(alone, neighbours), _padding(abilities, alone)]
+
+
+def moved(problem: BenchProblem, batch_rate: float, release: Weights) -> Weights:
+    """The sum of gradients (and noise) by which one step moved the weights, in units of C."""
+    unit = batch_rate / problem.expected_batch_size * problem.clip_norm
+    start = {**problem.tables, **problem.dense}
+    return {name: (start[name].astype(np.float64) - release[name].astype(np.float64)) / unit for name in start}
+
+
+def _signal(abilities: Abilities, alone: Sequence[SmallRun]) -> Draft:
+    draft = Draft("B2", f"{len(alone)} small inputs, {_quiet(abilities)}", exact=True)
+    wrong: list[str] = []
+    for case, job, outcome in alone:
+        if outcome.release is None:
+            continue
+        problem, batch = job.problem, job.batches[0]
+        expected = signal.clipped_sum(problem, batch)
+        found = moved(problem, batch.learning_rate, outcome.release)
+        off = {name: found[name] - expected[name] / problem.clip_norm for name in found}
+        off = {name: _without_padding(problem, name, value) for name, value in off.items()}
+        largest = max((float(np.abs(value).max(initial=0.0)) for value in off.values()), default=0.0)
+        where = f"{case.name} ({case.shown})"
+        if problem.noise_multiplier > 0:
+            values = np.concatenate([value.ravel() for value in off.values()])
+            draft.plan(_off, values, problem.noise_multiplier, slack=INEXACT * len(batch), name=where)
+        elif not largest <= INEXACT * len(batch):
+            size = signal.norm(off)
+            draft.fail(where, f"{_length(expected, problem)} C, exactly", f"a sum that is off by {size:.3g} C")
+            wrong.append(f"{where}: off by {size:.3g} C")
+    draft.numbers = {"wrong": wrong, "inputs_not_declared": left_out(abilities)}
+    seen = [1 for *_, outcome in alone if outcome.release is not None]
+    if not seen:
+        draft.open = "No small input came to an end (see B1)."
+    draft.found = f"{len(seen)} small inputs move the weights as DP-SGD does."
+    return draft
+
+
+def _sensitivity(alone: Sequence[SmallRun], neighbours: Sequence[SmallRun]) -> Draft:
+    """B3: a batch against the batch without its first example; one example against no example at all."""
+    draft = Draft("B3", f"{len(alone)} small inputs", exact=True)
+    fewer = {case.name: (job, outcome) for case, job, outcome in neighbours}
+    largest, beyond, compared = 0.0, list[str](), 0
+    for case, job, outcome in alone:
+        problem, batch = job.problem, job.batches[0]
+        if outcome.release is None:
+            continue
+        change, runs = moved(problem, batch.learning_rate, outcome.release), 1
+        if len(batch) > 1:
+            other, its = fewer[case.without(0).name]
+            if its.release is None:
+                continue
+            less = moved(other.problem, other.batches[0].learning_rate, its.release)
+            change, runs = {name: change[name] - less[name] for name in change}, 2
+        compared += 1
+        size = signal.norm(change)
+        where = f"{case.name} ({case.shown})"
+        if problem.noise_multiplier > 0:
+            dims = sum(value.size for value in change.values())
+            noise = problem.noise_multiplier * float(np.sqrt(runs))
+            draft.planned.append(partial(_beyond, where, size, noise, dims, runs))
+            continue
+        largest = max(largest, size)
+        if not size <= 1 + INEXACT * runs:
+            draft.fail(where, "at most 1 C", f"{size:.3g} C")
+            beyond.append(f"{where}: {size:.3g} C")
+    draft.numbers = {"beyond_the_bound": beyond, "largest_in_C": largest}
+    if not compared:
+        draft.open = "No small input came to an end (see B1)."
+    draft.found = f"In {compared} neighbouring pairs one example moves the sum by at most C."
+    return draft
+
+
+def _padding(abilities: Abilities, alone: Sequence[SmallRun]) -> Draft:
+    draft = Draft("B9", "the small inputs with a padding row", exact=True)
+    if not abilities.padding:
+        draft.open = "The trainer does not declare padding: nothing is said about it."
+        return draft
+    compared = 0
+    for case, job, outcome in alone:
+        for name, row in job.problem.padding.items():
+            if outcome.release is None:
+                continue
+            compared += 1
+            before, after = job.problem.tables[name][[row]], outcome.release[name][[row]]
+            if not unchanged_rows(before, after).all():
+                far = float(np.linalg.norm(after.astype(np.float64) - before))
+                draft.fail(f"{case.name} ({case.shown}), row {row} of {name!r}", "unchanged", f"moved by {far:.3g}")
+    if not compared:
+        draft.open = "No input with padding came to an end (see B1)."
+    draft.found = f"The padding row is unchanged in {compared} inputs."
+    return draft
+
+
+def _off(off: np.ndarray, noise: float, *, slack: float, false_alarm: float, name: str) -> TestResult:
+    """Is any coordinate of the sum off by more than its known noise explains? Exact, by Bonferroni over coordinates."""
+    threshold = noise * float(stats.norm.isf(false_alarm / 2 / off.size)) + slack
+    seen = threshold + noise * float(stats.norm.isf(FALSE_PASS))
+    return _result(name, float(np.abs(off).max()), threshold, off.size, false_alarm, seen, "a coordinate of the sum, in C")
+
+
+def _beyond(name: str, size: float, noise: float, dims: int, runs: int, false_alarm: float) -> TestResult:
+    """Is the change longer than C and its known noise? The noise's length is chi distributed."""
+    threshold = 1 + INEXACT * runs + noise * float(stats.chi.isf(false_alarm, dims))
+    seen = threshold + noise * float(stats.norm.isf(FALSE_PASS))  # the noise along the change is one normal
+    return _result(name, size, threshold, 1, false_alarm, seen, "length of the change, in C")
+
+
+def _result(
+    name: str, statistic: float, threshold: float, samples: int, false_alarm: float, seen: float, gap: str
+) -> TestResult:
+    verdict = Verdict.NOT_REFUTED if statistic <= threshold else Verdict.REFUTED  # NaN refutes
+    return TestResult(name, verdict, statistic, threshold, samples, false_alarm, seen, 1 - FALSE_PASS, gap)
+
+
+def _without_padding(problem: BenchProblem, name: str, value: np.ndarray) -> np.ndarray:
+    return np.delete(value, problem.padding[name], axis=0) if name in problem.padding else value
+
+
+def _length(expected: signal.Gradient, problem: BenchProblem) -> str:
+    return f"a sum of {signal.norm(expected) / problem.clip_norm:.3g}"
+
+
+def _quiet(abilities: Abilities) -> str:
+    return "without noise" if abilities.noise_off else "with noise of 0.001 C"
