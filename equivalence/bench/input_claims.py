@@ -23,10 +23,11 @@ C / (norm + 1e-6) costs 4e-6 here (norms of 0.25 or more are clipped); float32 p
 roundings of a weight below 1 cost 6e-8 each, and lr C / B is at least 0.1. The wrong answers of this bench are off by
 0.05 C or more."""
 
+Ran = tuple[Job, Outcome]
 SmallRun = tuple[Small, Job, Outcome]
 
 
-def runs_claim(ran: Sequence[tuple[Job, Outcome]], shown: Sequence[SmallRun]) -> Draft:
+def runs_claim(ran: Sequence[Ran], shown: Sequence[SmallRun]) -> Draft:
     """B1: whatever failed, named by the input that shows it.
 
     Raises:
@@ -53,14 +54,19 @@ def runs_claim(ran: Sequence[tuple[Job, Outcome]], shown: Sequence[SmallRun]) ->
     return draft
 
 
-def input_claims(abilities: Abilities, alone: Sequence[SmallRun], neighbours: Sequence[SmallRun]) -> list[Draft]:
+def input_claims(
+    abilities: Abilities, alone: Sequence[SmallRun], neighbours: Sequence[SmallRun], noisy: Sequence[Ran]
+) -> list[Draft]:
     """Drafts of B2, B3 and B9.
 
     Args:
         alone: every small input that the abilities allow.
         neighbours: those of several examples, without their first.
+        noisy: a run with full noise and a padding row.
     """
-    return [_signal(abilities, alone), _sensitivity(alone, neighbours), _padding(abilities, alone)]
+    padded = [(f"{case.name} ({case.shown})", job, outcome) for case, job, outcome in alone]
+    padded += [(job.name, job, outcome) for job, outcome in noisy]
+    return [_signal(abilities, alone), _sensitivity(alone, neighbours), _padding(abilities, padded)]
 
 
 def moved(problem: BenchProblem, batch_rate: float, release: Weights) -> Weights:
@@ -133,13 +139,13 @@ def _sensitivity(alone: Sequence[SmallRun], neighbours: Sequence[SmallRun]) -> D
     return draft
 
 
-def _padding(abilities: Abilities, alone: Sequence[SmallRun]) -> Draft:
-    draft = Draft("B9", "the small inputs with a padding row", exact=True)
+def _padding(abilities: Abilities, padded: Sequence[tuple[str, Job, Outcome]]) -> Draft:
+    draft = Draft("B9", "the inputs with a padding row, and a step with full noise", exact=True)
     if not abilities.padding:
         draft.open = "The trainer does not declare padding: nothing is said about it."
         return draft
     compared = 0
-    for case, job, outcome in alone:
+    for where, job, outcome in padded:
         for name, row in job.problem.padding.items():
             if outcome.release is None:
                 continue
@@ -147,7 +153,7 @@ def _padding(abilities: Abilities, alone: Sequence[SmallRun]) -> Draft:
             before, after = job.problem.tables[name][[row]], outcome.release[name][[row]]
             if not unchanged_rows(before, after).all():
                 far = float(np.linalg.norm(after.astype(np.float64) - before))
-                draft.fail(f"{case.name} ({case.shown}), row {row} of {name!r}", "unchanged", f"moved by {far:.3g}")
+                draft.fail(f"{where}, row {row} of {name!r}", "unchanged", f"moved by {far:.3g}")
     if not compared:
         draft.open = "No input with padding came to an end (see B1)."
     draft.found = f"The padding row is unchanged in {compared} inputs."

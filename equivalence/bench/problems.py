@@ -101,6 +101,13 @@ def small_job(case: Small, abilities: Abilities, seed: int) -> Job:
     return Job(case.name, problem, (_small_batch(case, problem),), seed)
 
 
+def padded_job(abilities: Abilities, seed: int) -> Job:
+    """A step with a padding row and full noise, which must spare that row."""
+    case = next(case for case in _SMALL if case.name == "padding alone")
+    job = small_job(case, abilities, seed)
+    return replace(job, name="padding, with noise", problem=replace(job.problem, noise_multiplier=1.0))
+
+
 def law_job(abilities: Abilities, seed: int, *, steps: int = LAW_STEPS, name: str = "the noise of a run") -> Job:
     """A run whose noise is judged: half of the rows may be read, the other half never is.
 
