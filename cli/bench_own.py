@@ -107,9 +107,7 @@ class Lazy:
 
     def __init__(self, problem: BenchProblem, seed: int) -> None:
         self.model = Readout(problem)
-        self.trainer = LazyTrainer(
-            self.model, law_of(problem, self.mode), NoiseKey.from_seed(seed), examples=1 << 20
-        )
+        self.trainer = LazyTrainer(self.model, law_of(problem, self.mode), NoiseKey.from_seed(seed), examples=1 << 20)
 
     def train_batch(self, batch: BenchBatch) -> None:
         if len(batch) == 0:
