@@ -78,6 +78,7 @@ def bridge(
     spec: PrivacySpec,
     *,
     closed_loop: tuple[Transcript, Transcript] | None = None,
+    bounds: Mapping[str, Float64[np.ndarray, "_rows"]] | None = None,
     scope: str = "",
 ) -> Evidence:
     """E2: the largest difference of every read and every released table against the bound of contract/bounds.py.
@@ -87,13 +88,15 @@ def bridge(
             agree; dense parameters, whose arithmetic is the same in every mode, must agree to the bit.
         spec: their law.
         closed_loop: transcripts of an ordinary bridge run of both twins: how far they drift is information only.
+        bounds: table -> the bound of each row; contract.bounds.bridge_bounds of the eager transcript by default, which
+            counts settlements at reads alone. A run that settled rows at other times needs more.
 
     Returns:
         EQUIVALENT if every difference is within its row's bound; NOT ASSESSED if the gradient sums differ, because
         then the bound says nothing.
     """
     scope = scope or _scope(eager)
-    bounds = bridge_bounds(eager, spec)
+    bounds = bridge_bounds(eager, spec) if bounds is None else bounds
     values = sum(table.size for table in eager.final_tables.values())
     numbers: dict[str, object] = {
         "released_values": values,

@@ -1,0 +1,175 @@
+"""Claims E1, E2 and L1 over whole runs that Hypothesis makes up, and what a failing one prints."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+
+import numba
+import pytest
+import torch
+from hypothesis import HealthCheck, event, find, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import NoSuchExample
+
+from samelaw.cli.whole_runs import check, makers
+from samelaw.contract.errors import InputError
+from samelaw.contract.spec import Mode
+from samelaw.equivalence import run_plans
+from samelaw.equivalence.faults import FAULTS
+from samelaw.equivalence.run_plans import Example, RunPlan, Table
+from samelaw.equivalence.strategies import TRAITS, traits
+from samelaw.equivalence.strategies import run_plans as plans
+from samelaw.equivalence.whole_runs import as_test, judge
+
+# The same plans on every machine, in a number that costs about 25 s of one core; `make test-runs` sets another number,
+# and then draws new ones each time.
+EXAMPLES = int(os.environ.get("SAMELAW_RUNS", "0"))
+COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """torch sums alike in both twins only with the same number of threads; the kernels' own number is in the plan."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(before[1])
+    torch.set_num_threads(before[0])
+
+
+@settings(max_examples=120, derandomize=True, **COMMON)
+@given(plan=plans())
+def test_a_whole_run_is_the_same_run_whoever_makes_it(plan):
+    for trait in sorted(traits(plan)):
+        event(trait)
+    check(plan)
+
+
+@pytest.mark.slow
+@settings(max_examples=EXAMPLES or 3000, **COMMON)
+@given(plan=plans())
+def test_thousands_of_whole_runs_are_the_same_run_whoever_makes_them(plan):
+    check(plan)
+
+
+def test_the_plans_cover_what_they_say():
+    # A trait that a plan has with probability 2 % is missed by 200 plans with probability below 0.02; these 200 are
+    # fixed, so the counts do not change from day to day.
+    counts: Counter[str] = Counter()
+
+    @settings(max_examples=200, derandomize=True, **COMMON)
+    @given(plan=plans())
+    def census(plan):
+        counts.update(traits(plan))
+        counts["plans"] += 1
+
+    census()
+    assert counts["plans"] >= 200
+    assert {name for name in TRAITS if counts[name] < 4} == set()
+
+
+@settings(max_examples=40, derandomize=True, **COMMON)
+@given(plan=plans())
+def test_a_plan_prints_as_the_python_that_makes_it(plan):
+    assert eval(repr(plan), {"RunPlan": RunPlan, "Table": Table, "Example": Example}) == plan
+
+
+def test_the_mode_of_a_plan_can_be_asked_for():
+    assert find(plans(mode=Mode.BRIDGE), lambda _: True, settings=settings(**COMMON)).mode == "bridge"
+
+
+def shrunk(fault, mode):
+    """The smallest plan that Hypothesis finds on which a fault shows, or None."""
+    try:
+        return find(
+            plans(mode=mode),
+            lambda plan: bool(judge(plan, makers(FAULTS[fault].apply))),
+            settings=settings(max_examples=150, derandomize=True, **COMMON),
+        )
+    except NoSuchExample:
+        return None
+
+
+CI_FAULTS = [("off-by-one", Mode.REPLAY), ("history-lost-on-resume", Mode.AGGREGATE)]
+CASES = [
+    pytest.param(name, mode, id=f"{name}-{mode}", marks=() if (name, mode) in CI_FAULTS else pytest.mark.slow)
+    for name, fault in FAULTS.items()
+    for mode in fault.modes
+]
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_a_fault_shrinks_to_a_test_that_can_be_pasted(name, mode):
+    plan = shrunk(name, mode)
+    assert plan is not None, f"no plan shows {name}"
+    with pytest.raises(AssertionError) as failure:
+        check(plan, fault=FAULTS[name].apply)
+    printed = str(failure.value)
+    source = printed[printed.index("def test_") :]
+    assert source == as_test(plan)
+    space: dict[str, object] = {}
+    exec(source, space)
+    test = space["test_this_run"]
+    test()  # without the fault it passes
+    with planted(name), pytest.raises(AssertionError, match="expected"):
+        test()
+
+
+class planted:
+    """A fault in every lazy trainer that cli.whole_runs makes."""
+
+    def __init__(self, name):
+        self.fault = FAULTS[name].apply
+
+    def __enter__(self):
+        from samelaw.cli import whole_runs
+
+        self.module, self.before = whole_runs, whole_runs.makers
+        whole_runs.makers = lambda fault=None: self.before(self.fault)
+
+    def __exit__(self, *_):
+        self.module.makers = self.before
+
+
+PLAN = RunPlan(tables=(Table("a", 2, 1),), features=(0,), examples=(Example(((0,),)),), steps=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batches": ((0,),)}, "a plan of 2 steps needs as many batches, got 1"),
+        ({"restarts": ((1, 0),)}, "restarts must be .* in order, within 0..2"),
+        ({"restarts": ((1, 3),)}, "restarts must be"),
+        ({"schedule": ("linear", 0.5)}, "schedule must be .* got .'linear', 0.5."),
+    ],
+)
+def test_a_plan_that_says_nothing_is_refused(change, said):
+    from dataclasses import replace
+
+    with pytest.raises(InputError, match=said):
+        replace(PLAN, **change).spec
+
+
+def test_initial_weights_and_slopes_are_exact_and_unlike():
+    plan = RunPlan(tables=(Table("b", 90, 16), Table("a", 7, 3)), features=(0, 1), examples=(), steps=1)
+    weights = plan.initial_tables()
+    assert list(weights) == ["tables.a", "tables.b"]
+    for table in weights.values():
+        assert ((table * 2**16) % 1 == 0).all()
+        assert len(set(table.ravel().tolist())) == table.size
+    assert Example((), slope=3, power=-3).slopes(1, 4).tolist() == [(k % 17 - 8) / 8 for k in (10, 13, 16, 19)]
+    assert run_plans.DENSE in RunPlan(tables=(), features=(), examples=(), steps=1, dense_width=1).initial_dense()
+
+
+@given(st.data())
+@settings(max_examples=20, derandomize=True, **COMMON)
+def test_the_lookups_of_a_batch_are_its_bags_without_padding(data):
+    plan = data.draw(plans())
+    batch = plan.batch(range(len(plan.examples)))
+    for f, lookup in enumerate(plan.lookups(batch)):
+        table = plan.tables[plan.features[f]]
+        expected = [[row for row in example.bags[f] if row != table.padding] for example in plan.examples]
+        ends = lookup.offsets.tolist()
+        assert [lookup.ids[a:b].tolist() for a, b in itertools.pairwise(ends)] == expected
