@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from samelaw.fast.trainer import LazyTrainer
 from samelaw.reference.eager import EagerTrainer
 from samelaw.reference.lazy import LazyTrainer as LazyDefinition
 from samelaw.reference.noise import normals
+from samelaw.reference.sampling import poisson_sample
 
 Fault = Callable[[LazyTrainer], None]
 
@@ -60,6 +62,13 @@ def planned_loss(plan: RunPlan, model: nn.Module, batch: Batch) -> tuple[Tensor,
     return total, total
 
 
+class _Announced(LazyDefinition):
+    """The lazy definition, with the batches of later steps: what it is to announce."""
+
+    def sample(self, *, ahead: int = 0) -> np.ndarray:
+        return poisson_sample(self.stream, self.step_index + ahead, self.spec.sampling_rate, self.examples)
+
+
 def lazy_trainer(plan: RunPlan, ledger: Ledger, *, fault: Fault | None = None) -> LazyTrainer:
     """The trainer under test, on a fresh model, recording; a fault is planted in it."""
     trainer = LazyTrainer(
@@ -96,7 +105,7 @@ def makers(fault: Fault | None = None) -> Makers:
     return Makers(
         lazy=partial(lazy_trainer, fault=fault),
         eager=eager_trainer,
-        definition=partial(eager_trainer, kind=LazyDefinition),
+        definition=partial(eager_trainer, kind=_Announced),
         normals=lambda plan: partial(normals, NoiseStream(plan.noise_key, plan.rounds)),
     )
 

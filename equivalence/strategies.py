@@ -1,4 +1,4 @@
-"""Hypothesis strategies for whole runs. Hypothesis is not among samelaw's own requirements: `pip install hypothesis`."""
+"""Hypothesis strategies for whole runs. Hypothesis comes with the extra `testing`: pip install "samelaw[testing]"."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -50,14 +50,12 @@ class Ran:
     """What one trainer left behind.
 
     Attributes:
-        batches: the examples of each step.
         settled_early: the whole tables just before each step of `plan.early`.
     """
 
     transcript: Transcript
     release: Release
     entries: list[Entry]
-    batches: list[np.ndarray] = field(default_factory=list[np.ndarray])
     settled_early: dict[int, dict[str, np.ndarray]] = field(default_factory=dict[int, dict[str, np.ndarray]])
 
 
@@ -101,50 +99,46 @@ def run_lazy(plan: RunPlan, make: Callable[[RunPlan, Ledger], Any], folder: Path
     return Ran(transcript, release, list(verify_lines(text, where="the run's ledger")))
 
 
-def run_definition(plan: RunPlan, trainer: Any, *, announced: Sequence[np.ndarray] = ()) -> Ran:
-    """A definition, without restarts: they are not to change a bit. Its lazy form settles when the plan says so.
-
-    Args:
-        announced: the batches of the run, for a lazy trainer that looks ahead; empty for none.
-    """
+def run_definition(plan: RunPlan, trainer: Any) -> Ran:
+    """A definition, without restarts: they are not to change a bit. Its lazy form settles when the plan says so."""
     found: dict[int, dict[str, np.ndarray]] = {}
-    batches: list[np.ndarray] = []
     for step in range(plan.steps):
         if step in plan.early:
             trainer.settle()
             found[step] = trainer.tables
-        if step + 1 < len(announced):
-            trainer.announce(plan.rows_read(plan.batch(announced[step + 1])))
-        batch = _batch(plan, trainer, step)
-        batches.append(batch.indices)
-        trainer.train_batch(batch)
+        if plan.announce and plan.look_ahead and hasattr(trainer, "announce"):
+            trainer.announce(plan.rows_read(_batch(plan, trainer, step, ahead=1)))
+        trainer.train_batch(_batch(plan, trainer, step))
     release = trainer.release()
-    return Ran(trainer.transcript, release, list(trainer.ledger.entries), batches, found)
+    return Ran(trainer.transcript, release, list(trainer.ledger.entries), found)
 
 
 def judge(plan: RunPlan, makers: Makers, folder: Path | None = None) -> list[Disagreement]:
     """Run a plan every way and compare; the first difference of each comparison that found one.
 
-    replay: every bit of the eager run. bridge, without curvature: the derived bound of the eager run. All modes: every
-    bit of the lazy definition; dense parameters and (in aggregate, where nothing was settled early) tables recomputed
-    from the key; a ledger that charges for each step once, as eager's does, and one release.
+    replay: every bit of the eager run. bridge: every bit of the lazy definition, and without curvature the derived
+    bound of the eager run. aggregate: every bit of the lazy definition, and, where nothing was settled early, every
+    settlement recomputed from the key. All modes: dense parameters recomputed from the key, and a ledger that charges
+    for each step once, as the definition's does, with one release.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as made:
             return judge(plan, makers, Path(made))
+    mode, found = plan.spec.mode, list[Disagreement]()
     lazy = run_lazy(plan, makers.lazy, folder)
-    eager = run_definition(plan, makers.eager(plan))
-    ahead = eager.batches if plan.announce and plan.look_ahead else []
-    definition = run_definition(plan, makers.definition(plan), announced=ahead)
-    found: list[Disagreement] = []
-    if plan.spec.mode is Mode.REPLAY:
-        found += _refuted("eager", exact.replay(eager.transcript, lazy.transcript))
-    if plan.spec.mode is Mode.BRIDGE and plan.curvature == 0:
-        bounds = bridge_bounds(_with_early_settlements(eager), plan.spec)
-        found += _refuted("eager", exact.bridge(eager.transcript, lazy.transcript, plan.spec, bounds=bounds))
-    found += _refuted("the lazy definition", exact.replay(definition.transcript, lazy.transcript))
+    if mode is Mode.REPLAY or (mode is Mode.BRIDGE and plan.curvature == 0):
+        eager = run_definition(plan, makers.eager(plan))
+        if mode is Mode.REPLAY:
+            found += _refuted("eager", exact.replay(eager.transcript, lazy.transcript))
+        else:
+            bounds = bridge_bounds(_with_early_settlements(eager), plan.spec)
+            found += _refuted("eager", exact.bridge(eager.transcript, lazy.transcript, plan.spec, bounds=bounds))
+        found += _books(eager, lazy)
+    if mode is not Mode.REPLAY:
+        definition = run_definition(plan, makers.definition(plan))
+        found += _refuted("the lazy definition", exact.replay(definition.transcript, lazy.transcript))
+        found += _books(definition, lazy)
     found += _recomputed(plan, lazy.transcript, makers.normals(plan))
-    found += _books(eager, lazy)
     return found
 
 
@@ -211,9 +205,9 @@ def _recomputed(plan: RunPlan, transcript: Transcript, normals: Normals) -> Iter
             yield Disagreement(f"{test.name}: {wrong.where}", wrong.expected, wrong.found)
 
 
-def _books(eager: Ran, lazy: Ran) -> Iterator[Disagreement]:
-    """The ledger that the lazy run wrote, against eager's, and the released weights against the transcript."""
-    one, other = spent(eager.entries), spent(lazy.entries)
+def _books(definition: Ran, lazy: Ran) -> Iterator[Disagreement]:
+    """The ledger that the lazy run wrote, against the definition's, and the released weights against the transcript."""
+    one, other = spent(definition.entries), spent(lazy.entries)
     for what, expected, found in (
         ("opening", one.opened, other.opened),
         ("steps charged", one.steps, other.steps),

@@ -26,6 +26,8 @@ from samelaw.equivalence.whole_runs import as_test, judge
 # The same plans on every machine, in a number that costs about 25 s of one core; `make test-runs` sets another number,
 # and then draws new ones each time.
 EXAMPLES = int(os.environ.get("SAMELAW_RUNS", "0"))
+# beartype draws from `random` what it checks.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
 COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
@@ -39,7 +41,7 @@ def _one_thread():
     torch.set_num_threads(before[0])
 
 
-@settings(max_examples=120, derandomize=True, **COMMON)
+@settings(max_examples=60, derandomize=True, **COMMON)
 @given(plan=plans())
 def test_a_whole_run_is_the_same_run_whoever_makes_it(plan):
     for trait in sorted(traits(plan)):
@@ -76,8 +78,10 @@ def test_a_plan_prints_as_the_python_that_makes_it(plan):
     assert eval(repr(plan), {"RunPlan": RunPlan, "Table": Table, "Example": Example}) == plan
 
 
-def test_the_mode_of_a_plan_can_be_asked_for():
-    assert find(plans(mode=Mode.BRIDGE), lambda _: True, settings=settings(**COMMON)).mode == "bridge"
+@settings(max_examples=10, derandomize=True, **COMMON)
+@given(plan=plans(mode=Mode.BRIDGE))
+def test_the_mode_of_a_plan_can_be_asked_for(plan):
+    assert plan.mode == "bridge"
 
 
 def shrunk(fault, mode):
@@ -92,7 +96,7 @@ def shrunk(fault, mode):
         return None
 
 
-CI_FAULTS = [("off-by-one", Mode.REPLAY), ("history-lost-on-resume", Mode.AGGREGATE)]
+CI_FAULTS = [("off-by-one", Mode.REPLAY)]
 CASES = [
     pytest.param(name, mode, id=f"{name}-{mode}", marks=() if (name, mode) in CI_FAULTS else pytest.mark.slow)
     for name, fault in FAULTS.items()
@@ -149,7 +153,7 @@ def test_a_plan_that_says_nothing_is_refused(change, said):
     from dataclasses import replace
 
     with pytest.raises(InputError, match=said):
-        replace(PLAN, **change).spec
+        assert replace(PLAN, **change).spec
 
 
 def test_initial_weights_and_slopes_are_exact_and_unlike():
