@@ -114,6 +114,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("--out", type=Path, default=None, help="run folder to write (default runs/verify-<time>)")
     verify.add_argument(
+        "--false-alarm",
+        type=float,
+        default=1e-9,
+        metavar="RATE",
+        help="probability of refusing a correct trainer, all tests of the call together (default 1e-9)",
+    )
+    verify.add_argument(
         "--fault",
         default=None,
         metavar="NAME",

@@ -30,7 +30,8 @@ from samelaw.contract.noise import NoiseKey, NoiseStream
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import Mode, PrivacySpec
 from samelaw.contract.trace import Batch
-from samelaw.equivalence import claims, laws
+from samelaw.equivalence import claims
+from samelaw.equivalence.budget import Budget, Pending, Waiting
 from samelaw.equivalence.faults import FAULTS
 from samelaw.equivalence.faults import Fault as SeededFault
 from samelaw.equivalence.proofs import ProofStatus, proof_status, proofs_record, theorems
@@ -51,14 +52,13 @@ NOISE_MULTIPLIER = 0.5
 LEARNING_RATE = 3.0
 _TEST_EXAMPLES = 4000
 _PROBES = 48
-_LAW_CLAIMS = 7  # a workload and the edge cases in three modes, and the wide run
 
 
 @dataclass
 class Suite:
-    """Everything that one call of verify finds out."""
+    """Everything that one call of verify finds out; claims that rest on tests wait for their share of one budget."""
 
-    evidence: list[Evidence]
+    evidence: list[Evidence | Pending]
     runs: list[TwinRun]
     ledger: Ledger
 
@@ -74,13 +74,14 @@ def run_verify(options: argparse.Namespace) -> int:
     folder = runfolder.create(options.out, "verify")
     key = NoiseKey.from_os() if options.seed is None else NoiseKey.from_seed(options.seed)
     modes = [Mode(options.mode)] if options.mode != "all" else [Mode.REPLAY, Mode.BRIDGE, Mode.AGGREGATE]
+    budget = Budget(options.false_alarm)
     torch.use_deterministic_algorithms(True)
 
     suite = check_everything(options, workload, key, modes, folder, fault)
     suite.evidence.insert(
         0, claims.noise_vectors(kernels_normals(kernels), backend=f"{kernels.name} kernels on {kernels.device}")
     )
-    return finish(options, workload, key, suite, folder)
+    return finish(options, workload, key, suite, budget, folder)
 
 
 def check_everything(
@@ -142,14 +143,14 @@ def check_everything(
             suite.evidence.append(
                 claims.bridge(path.eager, path.lazy, spec, closed_loop=(main.eager, main.lazy), scope=path.name)
             )
-        suite.evidence += _noise_evidence(key, main, small)
+        suite.evidence += [_noise(key, r) for r in (main, small)]
         if mode is Mode.AGGREGATE:
             # Wide rows give the tests of law the samples that they need; eager would only be slow at it.
             wide = dlrm_problem(workload.features, workload.dense_width, examples, dim=WIDE_DIM, seed=seed)
             name = f"{workload.name} at dimension {WIDE_DIM}, aggregate"
             few = min(steps, WIDE_STEPS)
             alone = run(name, wide, spec_of(mode, few), from_workload, resume_at=few // 2, with_eager=False)
-            suite.evidence += _noise_evidence(key, alone)
+            suite.evidence.append(_noise(key, alone))
         suite.evidence += [_settled(r) for r in (main, small)]
     spec = spec_of(published, steps)
     faulty = _in(fault, published)
@@ -176,16 +177,19 @@ def check_everything(
     return suite
 
 
-def finish(options: argparse.Namespace, workload: Workload, key: NoiseKey, suite: Suite, folder: Path) -> int:
-    """Price the run, write the folder, say the verdict."""
+def finish(
+    options: argparse.Namespace, workload: Workload, key: NoiseKey, suite: Suite, budget: Budget, folder: Path
+) -> int:
+    """Judge what waits, price the run, write the folder, say the verdict."""
     published = suite.runs[-2]  # the workload in the last mode; its edge cases come after it
     suite.ledger.close()
     account = spent(suite.ledger.entries)
     statement = price(account)
     suite.evidence.append(claims.accounted(statement.to_json(), account, published.spec, scope=published.name))
-    holds = claims.suite_holds(suite.evidence)
+    evidence = budget.conclude(suite.evidence)
+    holds = claims.suite_holds(evidence)
     runfolder.write_weights(folder / "weights.safetensors", published.release)
-    runfolder.write_json(folder / "evidence.json", evidence_record(suite.evidence), private=True)
+    runfolder.write_json(folder / "evidence.json", evidence_record(evidence), private=True)
     proofs = proof_status(source_digests(source for theorem in theorems() for source in theorem.sources))
     runfolder.write_json(folder / "proofs.json", proofs_record(proofs))
     manifest = runfolder.manifest(
@@ -201,15 +205,15 @@ def finish(options: argparse.Namespace, workload: Workload, key: NoiseKey, suite
         "skipped_lines": workload.skipped,
         "proofs": proofs,
     }
-    write_report(folder / "report.html", manifest, suite.evidence, series)
+    write_report(folder / "report.html", manifest, evidence, series)
     if options.json:
-        print(json.dumps(evidence_record(suite.evidence), indent=2, sort_keys=True))
+        print(json.dumps(evidence_record(evidence), indent=2, sort_keys=True))
     else:
-        _print_table(suite.evidence)
+        _print_table(evidence)
         _print_proofs(proofs)
-    refuted = [evidence for evidence in suite.evidence if evidence.verdict is Verdict.REFUTED]
-    for evidence in refuted:
-        _say(f"{evidence.claim} REFUTED ({evidence.scope}): {evidence.first_disagreement or evidence.summary}")
+    refuted = [claim for claim in evidence if claim.verdict is Verdict.REFUTED]
+    for claim in refuted:
+        _say(f"{claim.claim} REFUTED ({claim.scope}): {claim.first_disagreement or claim.summary}")
     if options.fault:
         caught = ", ".join(dict.fromkeys(e.claim for e in refuted))
         _say(f"fault {options.fault!r}: " + (f"caught by {caught}" if refuted else "NOT CAUGHT"))
@@ -256,24 +260,22 @@ def _twins(
         )  # fmt: skip
 
 
-def _noise_evidence(key: NoiseKey, *runs: TwinRun) -> list[Evidence]:
-    """L1 of each run: aggregate's own claim, and in the exact modes a check that the law is the same law.
-
-    All of them together spend one budget of false alarms.
-    """
-    return [
-        claims.aggregate(
-            run.lazy, run.spec, padding=run.padding, false_alarm=laws.share(laws.FALSE_ALARM, _LAW_CLAIMS),
-            normals=partial(normals, NoiseStream(key, run.spec.rounds)), scope=run.name,
-        )
-        for run in runs
-    ]  # fmt: skip
+def _noise(key: NoiseKey, run: TwinRun) -> Pending:
+    """L1 of a run: aggregate's own claim, and in the exact modes a check that the law is the same law."""
+    return claims.measure(
+        run.lazy, run.spec, padding=run.padding, normals=partial(normals, NoiseStream(key, run.spec.rounds)),
+        restarts=[int(entry.data["step"]) for entry in run.entries if entry.event == "resume"], scope=run.name,
+    )  # fmt: skip
 
 
-def _settled(run: TwinRun) -> Evidence:
-    return claims.settled(
-        run.lazy.initial_tables, dict(run.release.tables), run.spec,
-        step=run.spec.schedule.steps, histories=run.histories, entries=run.entries, padding=run.padding, scope=run.name,
+def _settled(run: TwinRun) -> Waiting:
+    """R1 of a run: its one test, of rows that did not move, waits for its share too."""
+    return Waiting(
+        1,
+        lambda share: claims.settled(
+            run.lazy.initial_tables, dict(run.release.tables), run.spec, step=run.spec.schedule.steps,
+            histories=run.histories, entries=run.entries, padding=run.padding, false_alarm=share, scope=run.name,
+        ),
     )  # fmt: skip
 
 

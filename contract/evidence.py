@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-EVIDENCE_SCHEMA = "samelaw.evidence/1"
+EVIDENCE_SCHEMA = "samelaw.evidence/2"
 MANIFEST_SCHEMA = "samelaw.manifest/1"
 
 
@@ -51,6 +51,10 @@ class TestResult:
         samples: number of independent samples.
         false_alarm: probability of rejecting a correct trainer.
         detectable: smallest gap that would be rejected with probability `power`, in the unit named by `gap`.
+        p_value: probability (or a bound on it) that a correct trainer gives a statistic at least as extreme; None for
+            an exact comparison, or where too few samples were there.
+        adjusted_p_value: the same for the whole suite, by Holm: the smallest false-alarm rate of all tests together at
+            which this one is rejected. None until a budget has judged the suite.
     """
 
     __test__ = False  # not a pytest class
@@ -65,6 +69,8 @@ class TestResult:
     power: float | None
     gap: str
     note: str = ""
+    p_value: float | None = None
+    adjusted_p_value: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from samelaw.contract.evidence import Disagreement, Evidence, Verdict
 from samelaw.equivalence.exact import bridge, replay
 from samelaw.equivalence.gradients import same_gradients, sensitivity
-from samelaw.equivalence.noise_law import aggregate
+from samelaw.equivalence.noise_law import aggregate, measure
 from samelaw.equivalence.noise_vectors import Normals, check_backend, load_vectors
 from samelaw.equivalence.privacy import accounted
 from samelaw.equivalence.releases import settled
@@ -26,6 +26,7 @@ __all__ = [
     "accounted",
     "aggregate",
     "bridge",
+    "measure",
     "noise_vectors",
     "replay",
     "same_gradients",

@@ -7,8 +7,8 @@ second, independent look at what E1 and E2 compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,27 +16,97 @@ from samelaw.contract.evidence import Disagreement, Evidence, TestResult, Verdic
 from samelaw.contract.run import Transcript
 from samelaw.contract.spec import Mode, PrivacySpec
 from samelaw.equivalence import laws
-from samelaw.equivalence.received import (
-    Received,
-    all_rows,
-    figures,
-    flat,
-    octaves,
-    pairs_of_dims,
-    pairs_of_rows,
-    pairs_of_spans,
-    pairs_of_tables,
-    receive,
-    updates,
-)
+from samelaw.equivalence.budget import Budget
+from samelaw.equivalence.laws import Measured, check_rate
+from samelaw.equivalence.noise_tests import measure_noise
+from samelaw.equivalence.received import Received, figures, receive
 from samelaw.equivalence.recomputed import Found, Normals, recomputed_dense, recomputed_tables
 from samelaw.equivalence.spans import unpaid_changes, variance
 
 TITLE = "The noise that each row and dense parameter received follows the law that the accountant prices."
 MARGIN = 0.01
-CLOSE = 1e-4  # rows of standardised noise closer than this in every coordinate are copies
 
-Planned = Callable[[float], TestResult]
+
+@dataclass(frozen=True, repr=False)
+class MeasuredLaw:
+    """Claim L1 of one run, measured: it waits for its share of the suite's error budget.
+
+    Attributes:
+        tests: how many tests will spend that share.
+    """
+
+    received: Received
+    spec: PrivacySpec
+    measured: Sequence[Measured]
+    exact: Sequence[Found]
+    wrong: Disagreement | None
+    margin: float
+    false_pass: float
+    claim: str
+    scope: str
+
+    @property
+    def tests(self) -> int:
+        return sum(test.p_value is not None for test in self.measured)
+
+    def conclude(self, share: float) -> Evidence:
+        """The evidence, every test judged at this false-alarm rate."""
+        tests = [test.at(share, self.false_pass) for test in self.measured]
+        wrong = self.wrong
+        for test, place in self.exact:
+            tests.append(test)
+            wrong = wrong or place
+        refuted = [test for test in tests if test.verdict is Verdict.REFUTED]
+        if wrong is None and refuted:
+            wrong = _locate(refuted[0], self.received, self.spec)
+        verdict = _verdict(tests, wrong, self.received)
+        return Evidence(
+            self.claim,
+            TITLE,
+            verdict,
+            _summary(verdict, tests, refuted, wrong, self.received),
+            self.scope,
+            wrong,
+            tuple(tests),
+            figures(self.received, self.spec, self.margin, share * self.tests, self.false_pass),
+        )
+
+    def __repr__(self) -> str:
+        return f"MeasuredLaw({self.scope!r}, tests={self.tests})"
+
+
+def measure(
+    transcript: Transcript,
+    spec: PrivacySpec,
+    *,
+    padding: Mapping[str, int] | None = None,
+    normals: Normals | None = None,
+    restarts: Sequence[int] = (),
+    margin: float = MARGIN,
+    false_pass: float = laws.FALSE_PASS,
+    claim: str = "L1",
+    scope: str = "",
+) -> MeasuredLaw:
+    """Measure all noise of a run against its law; see `aggregate`, which also judges it.
+
+    Raises:
+        InputError: a rate is not in (0, 0.5], or the margin not > 0.
+    """
+    check_rate("false_pass", false_pass, f"claim {claim}")
+    laws.check_margin(margin, f"claim {claim}")
+    padding = padding or {}
+    received = receive(transcript, spec, padding)
+    return MeasuredLaw(
+        received,
+        spec,
+        measure_noise(received, spec, margin=margin, restarts=restarts),
+        _recomputed(transcript, received, spec, normals),
+        _first_unlawful_change(transcript, received, spec, padding),
+        margin,
+        false_pass,
+        claim,
+        scope or f"{spec.mode} mode, {len(transcript.steps)} steps, {len(received.spans)} tables",
+    )
 
 
 def aggregate(
@@ -45,6 +115,7 @@ def aggregate(
     *,
     padding: Mapping[str, int] | None = None,
     normals: Normals | None = None,
+    restarts: Sequence[int] = (),
     margin: float = MARGIN,
     false_alarm: float = laws.FALSE_ALARM,
     false_pass: float = laws.FALSE_PASS,
@@ -59,87 +130,24 @@ def aggregate(
         padding: table -> its padding row, which must not change at all.
         normals: with the key, dense parameters and (in aggregate mode) every settlement are also recomputed to the
             bit. Only for a run in which no row was read outside the recorded steps.
+        restarts: steps at which the run was taken up from a checkpoint; noise is compared across each.
         margin: what the equivalence test of scale concludes, in ln std.
-        false_alarm: for all tests of this call together.
+        false_alarm: for all tests of this call together, by Holm. A suite of several claims shares one Budget instead.
         false_pass: of each test, at its detectable gap; also of the equivalence test, at `margin`.
         scope: workload and mode in the report's words.
 
     Returns:
         EQUIVALENT if nothing is refuted and the scale of touched rows, of idle rows and of the dense part was
         concluded to be within the margin (the dense part: or recomputed to the bit); NOT REFUTED if nothing is refuted.
+
+    Raises:
+        InputError: a rate is not in (0, 0.5], or the margin not > 0.
     """
-    padding = padding or {}
-    received = receive(transcript, spec, padding)
-    wrong = _first_unlawful_change(transcript, received, spec, padding)
-    planned = _plan(received, spec, margin, false_pass)
-    each = laws.share(false_alarm, len(planned))
-    tests = [test(each) for test in planned]
-    for test, place in _recomputed(transcript, received, spec, normals):
-        tests.append(test)
-        wrong = wrong or place
-    refuted = [test for test in tests if test.verdict is Verdict.REFUTED]
-    if wrong is None and refuted:
-        wrong = _locate(refuted[0], received, spec)
-    verdict = _verdict(tests, wrong, received)
-    return Evidence(
-        claim,
-        TITLE,
-        verdict,
-        _summary(verdict, tests, refuted, wrong, received),
-        scope or f"{spec.mode} mode, {len(transcript.steps)} steps, {len(received.spans)} tables",
-        wrong,
-        tuple(tests),
-        figures(received, spec, margin, false_alarm, false_pass),
-    )
-
-
-def _plan(received: Received, spec: PrivacySpec, margin: float, false_pass: float) -> list[Planned]:
-    """Every test of the claim, each waiting for its share of the error budget."""
-    plan: list[Planned] = []
-
-    def add(test: Callable[..., TestResult], *args: Any, **options: Any) -> None:
-        plan.append(lambda each: test(*args, false_alarm=each, **options))
-
-    power = {"false_pass": false_pass}
-    for kind, tables in received.kinds().items():
-        z = flat(tables.values())
-        add(laws.scale, z, margin=margin, name=f"scale, {kind}", **power)
-        add(laws.mean, z, name=f"mean, {kind}", **power)
-        add(laws.kolmogorov_smirnov, z, name=f"Kolmogorov-Smirnov, {kind}", **power)
-        add(laws.anderson_darling, z, name=f"Anderson-Darling, {kind}", **power)
-        for beyond in (3.0, 4.0, 5.0):
-            add(laws.tail_count, z, beyond, name=f"share beyond {beyond:g} std, {kind}", **power)
-        add(laws.largest, z, name=f"largest, {kind}")
-        for lag in (1, 8, 16):  # neighbours; the two halves of one pair of normals; neighbouring blocks
-            pairs = pairs_of_dims(tables, lag)
-            add(laws.correlation, *pairs, name=f"correlation, dimensions {lag} apart, {kind}", **power)
-        add(
-            laws.projection,
-            z,
-            updates(tables.values(), spec),
-            name=f"noise against the update before it, {kind}",
-            gap="relative error of the update",
-            **power,
-        )
-        add(laws.correlation, *pairs_of_rows(tables), name=f"correlation, neighbouring rows, {kind}", **power)
-        add(laws.correlation, *pairs_of_tables(tables), name=f"correlation, tables, {kind}", **power)
-        for low, high, chosen in octaves(tables, spec):
-            owed = f"{low} step{'s' * (low > 1)}" if low == high else f"{low} to {high} steps"
-            add(laws.scale, chosen, margin=margin, name=f"scale, {kind} that owed {owed}", **power)
-        for name, noise in tables.items():
-            add(laws.scale, noise.samples.ravel(), margin=margin, name=f"scale, {kind} of table {name}", **power)
-    for lag in (1, 2):
-        pairs = pairs_of_spans(received, lag)
-        add(laws.correlation, *pairs, name=f"correlation, a row's spans {lag} apart", **power)
-    for dim, rows in all_rows(received).items():
-        add(laws.duplicates, rows, within=CLOSE, name=f"repeated noise, dimension {dim}")
-    if received.dense:
-        z = np.concatenate(list(received.dense.values()))
-        add(laws.scale, z, margin=margin, name="scale, dense parameters", **power)
-        add(laws.mean, z, name="mean, dense parameters", **power)
-        for name, noise in received.dense.items():
-            add(laws.scale, noise, margin=margin, name=f"scale, dense parameter {name}", **power)
-    return plan
+    waiting = measure(
+        transcript, spec, padding=padding, normals=normals, restarts=restarts, margin=margin, false_pass=false_pass,
+        claim=claim, scope=scope,
+    )  # fmt: skip
+    return Budget(false_alarm).conclude([waiting])[0]
 
 
 def _recomputed(transcript: Transcript, received: Received, spec: PrivacySpec, normals: Normals | None) -> list[Found]:

@@ -113,19 +113,67 @@ def pairs_of_tables(tables: Mapping[str, Noise]) -> Pairs:
     return _joined(pairs)
 
 
-def pairs_of_spans(received: Received, lag: int) -> Pairs:
-    """A row's span and the `lag`-th one after it, touched and idle alike."""
+def pairs_of_spans(
+    received: Received, lag: int, *, idle: bool, owed: tuple[int, int] | None = None, across: int | None = None
+) -> Pairs:
+    """A row's span and the `lag`-th one after it.
+
+    Args:
+        idle: whether the later one is idle, or was touched.
+        owed: only where the later one owed so many steps, both ends included.
+        across: only where the earlier one ended before this step, and the later one did not.
+    """
     pairs: list[Pairs] = []
     for name in received.spans:
-        a, b = received.touched[name], received.idle[name]
-        row = np.concatenate([a.spans.row, b.spans.row])
-        until = np.concatenate([a.spans.until, b.spans.until])
-        late = np.concatenate([a.spans.idle, b.spans.idle])
-        order = np.lexsort((late, until, row))
-        z, row = np.concatenate([a.samples, b.samples])[order], row[order]
-        same = row[lag:] == row[:-lag]
-        pairs.append((z[:-lag][same], z[lag:][same]))
+        noise = _in_order(received, name)
+        spans = noise.spans
+        if len(spans) <= lag:
+            continue
+        first, second = spans.take(np.s_[:-lag]), spans.take(np.s_[lag:])
+        chosen = (first.row == second.row) & (second.idle == idle)
+        if owed is not None:
+            chosen &= (second.owed >= owed[0]) & (second.owed <= owed[1])
+        if across is not None:
+            chosen &= (first.until < across) & (second.until >= across)
+        pairs.append((noise.samples[:-lag][chosen], noise.samples[lag:][chosen]))
     return _joined(pairs)
+
+
+def pairs_over_restart(received: Received, offset: int, *, same_row: bool) -> Pairs:
+    """Spans that touched rows ended `offset` steps apart, on both sides of a restart at step `offset` or the next.
+
+    A generator that starts again at the restart repeats its draws so many steps later.
+
+    Args:
+        same_row: pair by row, as a counter that starts again would; or by place among the rows settled at the step, in
+            ascending order, as a stream of random numbers would.
+    """
+    pairs: list[Pairs] = []
+    for noise in received.touched.values():
+        order = np.lexsort((noise.spans.row, noise.spans.until))
+        z, row, until = noise.samples[order], noise.spans.row[order], noise.spans.until[order]
+        place = row if same_row else np.arange(len(row)) - np.searchsorted(until, until, side="left")
+        top = 1 + int(place.max(initial=0))
+        early, late = until <= offset, until > offset
+        _, left, right = np.intersect1d(
+            until[early] * top + place[early], (until[late] - offset) * top + place[late], return_indices=True
+        )
+        pairs.append((z[early][left], z[late][right]))
+    return _joined(pairs)
+
+
+def over_restart(tables: Mapping[str, Noise], restart: int) -> Float64[np.ndarray, "samples"]:
+    """Noise of the spans that began before a restart and ended after it: what a history lost there gets wrong."""
+    parts = [n.samples[(n.spans.since < restart) & (n.spans.until > restart)].ravel() for n in tables.values()]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def _in_order(received: Received, table: str) -> Noise:
+    """All noise of a table by row, and by time within a row; the idle span is a row's last."""
+    a, b = received.touched[table], received.idle[table]
+    spans = a.spans.with_all(b.spans)
+    order = np.lexsort((spans.idle, spans.until, spans.row))
+    return Noise(spans.take(order), np.concatenate([a.samples, b.samples])[order])
 
 
 def _joined(pairs: list[Pairs]) -> Pairs:
@@ -141,6 +189,17 @@ def all_rows(received: Received) -> dict[int, np.ndarray]:
         for noise in tables.values():
             found.setdefault(noise.samples.shape[1], []).append(noise.samples)
     return {dim: np.concatenate(parts) for dim, parts in found.items()}
+
+
+def changes(tables: Mapping[str, Noise], spec: PrivacySpec) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Weights before and after each span, and the std of what it was owed, by dimension."""
+    found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+    for dim in sorted({n.samples.shape[1] for n in tables.values()}):
+        spans = [n.spans for n in tables.values() if n.samples.shape[1] == dim]
+        std = [spec.clock.std(variance(s, spec.clock)).astype(np.float64) for s in spans]
+        before, after = [s.before for s in spans], [s.after for s in spans]
+        found[dim] = (np.concatenate(before), np.concatenate(after), np.concatenate(std))
+    return found
 
 
 def figures(

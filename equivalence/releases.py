@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from samelaw.contract.errors import LedgerError
-from samelaw.contract.evidence import Disagreement, Evidence, Verdict
+from samelaw.contract.evidence import Disagreement, Evidence, TestResult, Verdict
 from samelaw.contract.ledger import Entry, spent
 from samelaw.contract.spec import PrivacySpec
 from samelaw.equivalence import laws
@@ -37,14 +37,15 @@ def settled(
         entries: the verified ledger, which must show the release of this step and, for a trainer with histories, the
             settlement of every table just before it.
         padding: table -> its padding row, a constant that must have stayed as it was.
-        false_alarm: a table whose rows may by chance round back to their initial value with a higher probability is
-            left out of the second half of the claim, and named.
+        false_alarm: probability with which a row of a correct trainer may round back to its initial value by chance,
+            all tables together; a table that would exceed it is left out of the second half of the claim, and named.
 
     Returns:
         EQUAL, or REFUTED with the first row that owes or has not moved.
     """
     padding = padding or {}
     checked, left_out = 0, list[str]()
+    by_chance = 0.0
     settles = set(initial) if histories is not None else set[str]()
     wrong = _unpaid(histories or {}, step, padding) or _unrecorded(entries, step, settles)
     std = float(spec.clock.std(spec.clock.at(np.array([step])))[0])
@@ -56,9 +57,11 @@ def settled(
                 wrong = Disagreement(f"table {name!r}, padding row {padding[name]}", "unchanged", "changed")
             same = np.delete(same, padding[name])
         checked += same.size
-        if std == 0 or _by_chance(initial[name], std) > false_alarm:
+        possible = 1.0 if std == 0 else _by_chance(initial[name], std)
+        if by_chance + possible > false_alarm:
             left_out.append(name)
             continue
+        by_chance += possible
         unmoved += int(same.sum())
         if same.any() and wrong is None:
             row = int(np.flatnonzero(same)[0])
@@ -70,8 +73,9 @@ def settled(
             )
     numbers = {"rows": checked, "rows_at_initial_value": unmoved, "tables_not_compared": left_out}
     scope = scope or f"every row of {len(initial)} tables, {spec.mode} mode, {step} steps"
+    tests = (_unmoved_test(unmoved, checked, by_chance),) if len(left_out) < len(initial) else ()
     if wrong is not None:
-        return Evidence("R1", R1, Verdict.REFUTED, f"A release lacks noise: {wrong}.", scope, wrong, (), numbers)
+        return Evidence("R1", R1, Verdict.REFUTED, f"A release lacks noise: {wrong}.", scope, wrong, tests, numbers)
     if not checked or len(left_out) == len(initial):
         return Evidence(
             "R1", R1, Verdict.NOT_ASSESSED, "No row owes noise that could be seen.", scope, None, (), numbers
@@ -79,7 +83,17 @@ def settled(
     kept = " (no history was given)" if histories is None else " and the history of each says so"
     said = f"; not compared with their initial values: {', '.join(left_out)}" if left_out else ""
     summary = f"All {checked:,} rows are settled through step {step}{kept}; none equals its initial value{said}."
-    return Evidence("R1", R1, Verdict.EQUAL, summary, scope, None, (), numbers)
+    return Evidence("R1", R1, Verdict.EQUAL, summary, scope, None, tests, numbers)
+
+
+def _unmoved_test(unmoved: int, rows: int, by_chance: float) -> TestResult:
+    """No row may equal its initial value: one that does refutes, but for what rounding makes possible."""
+    verdict = Verdict.REFUTED if unmoved else Verdict.NOT_REFUTED
+    rate = max(by_chance, 1e-300)
+    return TestResult(
+        "rows at their initial value", verdict, float(unmoved), 0.0, rows, rate, 1.0, 1.0, "rows",
+        f"by chance with probability {rate:.1e}", rate if unmoved else 1.0,
+    )  # fmt: skip
 
 
 def _unpaid(histories: Mapping[str, np.ndarray], step: int, padding: Mapping[str, int]) -> Disagreement | None:

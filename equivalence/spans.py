@@ -61,8 +61,11 @@ class Spans:
     def owed(self) -> Int64[np.ndarray, "n"]:
         return self.until - self.since
 
-    def take(self, chosen: np.ndarray) -> Spans:
+    def take(self, chosen: np.ndarray | slice) -> Spans:
         return Spans(**{f.name: getattr(self, f.name)[chosen] for f in fields(self)})
+
+    def with_all(self, others: Spans) -> Spans:
+        return Spans(**{f.name: np.concatenate([getattr(self, f.name), getattr(others, f.name)]) for f in fields(self)})
 
     def __len__(self) -> int:
         return int(self.row.size)
