@@ -198,7 +198,7 @@ def _finite(file: TensorFile) -> bool:
 
 
 def _settled(folder: RunFolder, account: Spent) -> Finding:
-    """I7: after the last step every row that is no padding row owes that step's noise, so all of them must have paid."""
+    """I7: after the last step every row that is no padding row owes that step's noise, so all must have paid."""
     paid: dict[str, int] = dict.fromkeys(account.opened["tables"], 0)
     problems: list[str] = []
     settled = False

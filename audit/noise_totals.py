@@ -7,8 +7,8 @@ row alike and independent between rows. A trainer that forgets the rows which no
 often, changes it with the number of reads.
 
 Rounding is met as in equivalence/spans.py: `payments` roundings of at most one spacing of the weights are added to the
-known variance, a dither hides the lattice, and a row is left out unless its noise is at least 32 sqrt(payments) spacings
-wide at the widest place that it can reach.
+known variance, a dither hides the lattice, and a row is left out unless its noise is at least 32 sqrt(payments)
+spacings wide at the widest place that it can reach.
 """
 
 from __future__ import annotations

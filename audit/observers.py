@@ -100,8 +100,8 @@ class Sampling:
 class Norms:
     """R5: n examples clipped at C sum up to at most n C, tables and dense parameters together.
 
-    The grid's own bound is in integers; the dense part is float32, rounded once from an exact sum: 2^-20 of margin covers
-    both, and is what separates the clip target from C.
+    The grid's own bound is in integers; the dense part is float32, rounded once from an exact sum. The clip target
+    stays 2^-20 below C, which covers that rounding.
     """
 
     def __init__(self, spec: PrivacySpec) -> None:

@@ -165,15 +165,16 @@ def _small_ball(folder: RunFolder, last: float) -> Finding:
     return finding(
         "S3",
         Verdict.NOT_REFUTED,
-        "Rows moved at least as far as the noise of the last step takes them. Without a transcript no more can be asked "
-        "of a row: training may have moved it too.",
+        "Rows moved at least as far as the noise of the last step takes them. Without a transcript no more can be "
+        "asked of a row: training may have moved it too.",
         detectable=f"more than {allowed} of {rows} rows nearly without noise",
     )
 
 
 def _residuals(folder: RunFolder, spec: PrivacySpec, name: str) -> np.ndarray:
     """Changes of a table's rows in units of the whole run's std, as far as they fit in memory."""
-    assert folder.initial is not None and folder.account is not None
+    assert folder.initial is not None
+    assert folder.account is not None
     steps = len(folder.account.steps)
     std = math.ldexp(math.sqrt(float(spec.clock.at(np.array([steps]))[0])), spec.clock.exponent)
     dim = folder.opened["tables"][name][1]

@@ -1,7 +1,8 @@
-"""`samelaw`: verify, train, workloads.
+"""The `samelaw` command.
 
 Exit status: 0 everything holds, 1 a claim was refuted (or training lost a guarantee), 2 bad input; 70 an error inside
-samelaw itself, which says nothing about the claims; 130 and 143 ended by Ctrl-C or SIGTERM.
+samelaw itself, which says nothing about the claims; 130 and 143 ended by Ctrl-C or SIGTERM. For audit and attack: 2
+inconclusive, 3 bad input.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from samelaw.cli import attack_command
+from samelaw.cli import attack_command, audit_command
 from samelaw.contract.errors import DataError, InputError, NoiseKeyError, PrivacyError, SamelawError
 
 HOLDS, REFUTED, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
@@ -27,7 +28,13 @@ HOLDS, REFUTED, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit status."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = parser.parse_args(given)
+    except SystemExit as end:
+        if end.code == BAD_INPUT and given[:1] in (["audit"], ["attack"]):  # where 2 means inconclusive
+            sys.exit(audit_command.BAD_INPUT)
+        raise
     with _termination():
         return _run(options)
 
@@ -232,6 +239,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
     attack_command.add_parser(commands)
+    audit_command.add_parser(commands)
     workloads = commands.add_parser("workloads", help="list the data sets and synthetic traces")
     workloads.add_argument("--json", action="store_true")
     return parser
@@ -280,7 +288,13 @@ def _workloads(options: argparse.Namespace) -> int:
     return run_workloads(options)
 
 
-_COMMANDS = {"verify": _verify, "train": _train, "attack": attack_command.run, "workloads": _workloads}
+_COMMANDS = {
+    "verify": _verify,
+    "train": _train,
+    "attack": attack_command.run,
+    "audit": audit_command.run,
+    "workloads": _workloads,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -116,10 +116,11 @@ class TranscriptWriter:
 
     def step(self, record: StepRecord, entry: str) -> None:
         """Add one step, charged for by the ledger entry of that hash."""
-        tables = [[name, *sums.shape] for name, sums in sorted(record.sums.items())]
-        dense = [[name, int(value.size)] for name, value in sorted(record.dense_sum.items())]
-        arrays = [a for name, _, _ in tables for a in (record.rows[name], record.sums[name].ravel())]
-        arrays += [record.dense_sum[name].ravel() for name, _ in dense]
+        names, parameters = sorted(record.sums), sorted(record.dense_sum)
+        tables = [[name, *record.sums[name].shape] for name in names]
+        dense = [[name, int(record.dense_sum[name].size)] for name in parameters]
+        arrays = [array for name in names for array in (record.rows[name], record.sums[name].ravel())]
+        arrays += [record.dense_sum[name].ravel() for name in parameters]
         header = {"kind": "step", "step": record.step, "examples": record.examples, "entry": entry}
         self._write({**header, "tables": tables, "dense": dense}, arrays)
 

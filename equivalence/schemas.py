@@ -23,7 +23,7 @@ SCHEMAS = ("evidence", "manifest", "ledger")
 def evidence_record(evidence: Sequence[Evidence]) -> dict[str, Any]:
     """evidence.json: every claim with its tests and figures. Figures that are not finite become null."""
     holds = bool(evidence) and all(e.verdict.holds for e in evidence)
-    return {"schema": EVIDENCE_SCHEMA, "holds": holds, "claims": [_plain(asdict(e)) for e in evidence]}
+    return {"schema": EVIDENCE_SCHEMA, "holds": holds, "claims": [plain(asdict(e)) for e in evidence]}
 
 
 def check_evidence(record: Any) -> None:
@@ -67,14 +67,14 @@ def _check(name: str, record: Any, what: str) -> None:
         raise SchemaError(f"{what} does not match {schema(name)['$id']} at {place}: {worst.message}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NumPy scalars, enums and tuples as JSON knows them; what is not finite becomes None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
