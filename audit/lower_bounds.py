@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,6 +31,7 @@ FEWEST = 8
 """Scores that a group needs before anything is said of it."""
 _CANDIDATES = 400
 _LARGEST_ONE_RUN = 256
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(256)
 
 _Worth: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Upper bounds on the false-positive and false-negative rates -> the lower bound that they give."""
@@ -85,19 +87,35 @@ def gaussian_mu(inside: Float64[np.ndarray, "_"], outside: Float64[np.ndarray, "
         return math.copysign(math.inf, gap) if gap else 0.0
     statistic = gap / (math.sqrt(pooled) * spread)
 
-    def excess(noncentrality: float) -> float:
-        return float(special.nctdtr(freedom, noncentrality, statistic)) - confidence
-
-    # P(T <= statistic) falls from 1 to 0 as the noncentrality grows; the statistic's own error is that of a standard
+    law = _NoncentralT(freedom)
+    # P(T <= statistic) falls from 1 to 0 as the noncentrality grows. The statistic's own error is that of a standard
     # normal plus the relative error of the std, so these ends bracket the root for every confidence in use.
     reach = 12.0 + 12.0 * abs(statistic) / math.sqrt(freedom)
-    low, high = statistic - reach, statistic + reach
-    while excess(low) < 0:
-        low -= reach
-    while excess(high) > 0:
-        high += reach
-    root: Any = optimize.brentq(excess, low, high, xtol=1e-10)
+    root: Any = optimize.brentq(
+        lambda noncentrality: law.cdf(statistic, noncentrality) - confidence,
+        statistic - reach,
+        statistic + reach,
+        xtol=1e-10,
+    )
     return float(root) * spread
+
+
+class _NoncentralT:
+    """P((Z + noncentrality) / sqrt(V / freedom) <= t), integrated over V ~ chi-square.
+
+    scipy's own function is as exact where it converges, but returns NaN for some arguments in the tails.
+    """
+
+    def __init__(self, freedom: int) -> None:
+        # Beyond these ends lies a mass of 1e-15; 256 Gauss-Legendre nodes are exact to that on so smooth an integrand.
+        low, high = (2 * float(special.gammaincinv(freedom / 2, p)) for p in (5e-16, 1.0 - 5e-16))
+        v = low + (high - low) * (_NODES + 1) / 2
+        log_density = (freedom / 2 - 1) * np.log(v) - v / 2
+        mass = _WEIGHTS * np.exp(log_density - np.max(log_density))
+        self._mass, self._root = mass / np.sum(mass), np.sqrt(v / freedom)
+
+    def cdf(self, t: float, noncentrality: float) -> float:
+        return float(np.sum(self._mass * special.ndtr(t * self._root - noncentrality)))
 
 
 def epsilon_of_mu(mu: float, delta: float) -> float:
@@ -165,8 +183,6 @@ def one_run(
     Source: Steinke, Nasr and Jagielski, "Privacy auditing with one (1) training run", arXiv 2305.08846, Theorem 5.2
         and Corollary 5.4.
     """
-    check_delta(delta, "one_run")
-    check_confidence(confidence, "one_run")
     _check_scores("scores", scores, "one_run", infinite=True)
     if included.shape != scores.shape or not 2 <= guesses <= scores.size or guesses % 2:
         raise InputError(
@@ -178,25 +194,7 @@ def one_run(
         np.count_nonzero(~included[order[: guesses // 2]])
     )
 
-    def p_value(epsilon: float) -> float:
-        return one_run_p_value(epsilon, delta, canaries=scores.size, guesses=guesses, right=right)
-
-    level = 1 - confidence
-    # The first of these at which the p-value is too large, and not just any: it need not rise everywhere.
-    low = 0.0
-    for high in np.arange(_LARGEST_ONE_RUN + 1, dtype=np.float64) / 4:
-        if p_value(float(high)) > level:
-            break
-        low = float(high)
-    else:
-        return low
-    if high == 0:
-        return 0.0
-    high = float(high)
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if p_value(middle) <= level else (low, middle)
-    return low
+    return one_run_epsilon(right, guesses, canaries=scores.size, delta=delta, confidence=confidence)
 
 
 def one_run_best(
@@ -214,6 +212,33 @@ def one_run_best(
     each = 1 - (1 - confidence) / len(numbers)
     found = [(one_run(scores, included, r, delta=delta, confidence=each), r) for r in numbers]
     return max(found, key=lambda bound: bound[0])
+
+
+@lru_cache(maxsize=1 << 14)
+def one_run_epsilon(right: int, guesses: int, *, canaries: int, delta: float, confidence: float) -> float:
+    """The bound of `one_run` from the number of right guesses alone; kept, since simulations ask again and again."""
+    check_delta(delta, "one_run_epsilon")
+    check_confidence(confidence, "one_run_epsilon")
+
+    def p_value(epsilon: float) -> float:
+        return one_run_p_value(epsilon, delta, canaries=canaries, guesses=guesses, right=right)
+
+    level = 1 - confidence
+    # The first of these at which the p-value is too large, and not just any: it need not rise everywhere.
+    low = 0.0
+    for high in np.arange(_LARGEST_ONE_RUN + 1, dtype=np.float64) / 4:
+        if p_value(float(high)) > level:
+            break
+        low = float(high)
+    else:
+        return low
+    if high == 0:
+        return 0.0
+    high = float(high)
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if p_value(middle) <= level else (low, middle)
+    return low
 
 
 def guess_numbers(canaries: int) -> list[int]:
@@ -287,8 +312,15 @@ def _choice(halves: Halves, confidence: float, worth: _Worth) -> tuple[float, in
         found = worth(*_rates(halves.choose_in, halves.choose_out, candidates, sign, confidence))
         place = int(np.argmax(found))
         if found[place] > best:
-            best, chosen = float(found[place]), (float(candidates[place]), sign)
+            best, chosen = float(found[place]), (_midway(candidates, place), sign)
     return chosen
+
+
+def _midway(candidates: Float64[np.ndarray, "_"], place: int) -> float:
+    """Between a candidate and the next: it divides the choosing half in the same way and new scores with more room."""
+    here, following = float(candidates[place]), float(candidates[min(place + 1, candidates.size - 1)])
+    middle = here / 2 + following / 2
+    return middle if math.isfinite(middle) else here
 
 
 def _ranks(scores: Float64[np.ndarray, "_"]) -> Float64[np.ndarray, "_"]:
