@@ -1,0 +1,314 @@
+"""The reference accountant: epsilon and delta by inverting the moment generating function of the privacy loss.
+
+delta(eps) = (1/2 pi i) * integral over Re s = c of exp(K(s) - s eps) / (s (s+1)) ds, K the sum of every step's
+ln M (moments.py), for any c > 0 at which it is finite. It shares no code with the other engines, and needs no grid of
+losses: a million steps cost what one does.
+
+Every error is bounded, so the bracket is one:
+
+- the trapezoid rule along the line with spacing 2 pi / W is off by sums of delta(eps + mW) exp(cmW) and
+  delta(eps - mW) exp(-cmW), m >= 1 (Poisson summation), which are never negative and at most what Chernoff says;
+- the line ends where |M| is bounded beyond (integration by parts);
+- the moments have bounds of their own, and rounding is counted, operation by operation.
+
+Source: the integral is that of a hockey-stick payoff, as in Fourier pricing; for privacy losses see Zhu, Dong and Wang,
+    arXiv 2106.08567. The error bounds are derived in docs/accounting.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import optimize
+
+from samelaw.accounting.interval import Interval, Unavailable
+from samelaw.accounting.moments import UNIT, Moments, TooMuchWork
+from samelaw.accounting.pairs import GuaranteePair, Pair
+
+ENGINE = "contour"
+TOLERANCES = (1e-9, 1e-6, 1e-3)
+"""Relative errors of delta that are aimed at, in turn: the next where one takes too much work."""
+LARGEST_LINE = 1 << 22
+WIDENING = 1e-11
+"""Relative widening of a solved epsilon: the last roundings of the solver and of the pairs' weights."""
+ORDERS = np.geomspace(2e-2, 2e4, 61)
+
+Parts = Sequence[tuple[Pair, int]]
+"""Pairs with how often each is composed."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The integrand on half of the line Re s = c, ready for any epsilon near the one it was planned for."""
+
+    c: float
+    spacing: float
+    log_values: np.ndarray
+    errors: np.ndarray
+    log_tail: float
+    log_alias_below: float
+    alias_above: tuple[float, float]
+
+    def delta(self, epsilon: float) -> tuple[float, float, float]:
+        """(lower, estimate, upper) of the delta of the finite losses at epsilon."""
+        y = self.spacing * np.arange(len(self.log_values))
+        log_modulus = self.log_values.real - self.c * epsilon
+        modulus = np.exp(log_modulus)
+        value = modulus * np.cos(self.log_values.imag - y * epsilon)
+        estimate = self.spacing / math.pi * (math.fsum(value) - value[0] / 2)
+        phase = 4 * UNIT * (y * abs(epsilon) + np.abs(self.log_values.imag) + np.abs(log_modulus) + 8)
+        error = self.spacing / math.pi * float((modulus * (self.errors + phase)).sum())
+        error += math.exp(min(700.0, self.log_tail - self.c * epsilon))
+        log_chernoff, order = self.alias_above
+        alias = math.exp(min(700.0, self.log_alias_below)) + math.exp(min(700.0, log_chernoff - order * epsilon))
+        lower, upper = estimate - error - alias, estimate + error
+        return max(0.0, lower), max(0.0, min(1.0, estimate)), max(0.0, upper)
+
+
+class Composition:
+    """Some pairs, composed; the order does not matter.
+
+    Args:
+        parts: pairs with how often each was used; at least one, counts >= 1.
+        certain: delta that is spent whatever epsilon is (the failures of guarantees among the parts are added).
+    """
+
+    def __init__(self, parts: Parts, *, certain: float = 0.0) -> None:
+        merged: dict[Pair, int] = {}
+        for pair, count in parts:
+            assert count >= 1
+            merged[pair] = merged.get(pair, 0) + count
+        self.parts = tuple(merged.items())
+        log_kept = math.log1p(-certain) + sum(
+            count * math.log1p(-pair.delta) for pair, count in self.parts if isinstance(pair, GuaranteePair)
+        )
+        self.certain = -math.expm1(log_kept)
+        self._real: dict[float, float] = {}
+
+    def log_moment(self, c: float) -> float:
+        """An upper bound on K(c), good to rounding; infinite where the quadrature does not reach."""
+        if c not in self._real:
+            total = 0.0
+            for pair, count in self.parts:
+                try:
+                    value, error = Moments(pair, c).excess()
+                    total += count * math.log1p(value + error)
+                except (TooMuchWork, OverflowError):
+                    total = math.inf
+                    break
+            self._real[c] = total if math.isfinite(total) else math.inf
+        return self._real[c]
+
+    def chernoff(self, delta: float) -> tuple[float, float]:
+        """(epsilon, c): an upper bound on epsilon from one moment, over real orders.
+
+        delta <= exp(K(c) - c eps) c^c / (1+c)^(1+c).
+
+        Source: Canonne, Kamath and Steinke, arXiv 2004.00010, proposition 12, with c = order - 1.
+        """
+
+        def epsilon(log_c: float) -> float:
+            c = math.exp(log_c)
+            return (self.log_moment(c) + _log_payoff(c) - math.log(delta)) / c
+
+        values = [epsilon(math.log(c)) for c in ORDERS]
+        best = int(np.argmin(values))
+        if not math.isfinite(values[best]):
+            return math.inf, 1.0
+        bounds = (math.log(ORDERS[max(0, best - 1)]), math.log(ORDERS[min(len(ORDERS) - 1, best + 1)]))
+        found = optimize.minimize_scalar(epsilon, bounds=bounds, method="bounded", options={"maxiter": 12})
+        value, at = min((values[best], math.log(ORDERS[best])), (float(found.fun), float(found.x)))
+        return max(0.0, value), math.exp(at)
+
+    def line(self, epsilon: float, delta: float, tolerance: float) -> Line:
+        """The line for epsilons near this one, whose delta is near this one.
+
+        Raises:
+            TooMuchWork: see `Moments.along`, or the line would have more than 2^22 nodes.
+        """
+        aim = math.log(tolerance * delta)
+        orders = [c for c in ORDERS if math.isfinite(self.log_moment(c))]
+        if len(orders) < 2:
+            raise TooMuchWork("no moment of the privacy loss could be computed")
+        heights = {c: self.log_moment(c) - c * epsilon - math.log(c) - math.log1p(c) for c in orders}
+        lowest = min(heights.values())
+        best: tuple[float, float, float] | None = None
+        for c in orders:
+            if heights[c] > lowest + 4:  # further up, the integrand cancels more than it must
+                continue
+            below = -aim / c
+            above = [((self._log_chernoff(a, epsilon) - aim) / (a - c), a) for a in orders if a > c]
+            if not above:
+                continue
+            width, order = min(above)
+            width = max(width, below, 1e-12)
+            if best is None or width < best[0]:
+                best = (width, c, order)
+        if best is None:
+            raise TooMuchWork("no two moments of the privacy loss could be computed")
+        width, c, order = best
+        width *= 1.02
+        spacing = 2 * math.pi / width
+        moments = [(Moments(pair, c), count) for pair, count in self.parts]
+        end = self._end(moments, c, epsilon, aim, spacing)
+        count = math.ceil(end / spacing) + 1
+        # An error e of every M moves the integrand by about count * e / M times itself.
+        times = sum(count for _, count in self.parts)
+        log_tolerance = min(-20.0, aim - lowest - 4 - math.log(times) - 3)
+        log_values = np.zeros(count, dtype=complex)
+        errors = np.zeros(count)
+        for part, often in moments:
+            excess, error = part.along(spacing, count, max(log_tolerance, -80.0))
+            log_moment = np.log1p(excess)
+            size = np.maximum(np.abs(1 + excess), 1e-300)
+            log_values += often * log_moment
+            errors += often * (
+                np.log1p(error / size) + 2 * UNIT * np.abs(log_moment) + 4 * UNIT * np.abs(excess) / size
+            )
+        s = c + 1j * spacing * np.arange(count)
+        log_values -= np.log(s) + np.log1p(s)
+        log_tail = sum(often * part.log_modulus_beyond(spacing * (count - 1)) for part, often in moments)
+        log_tail -= math.log(math.pi * spacing * (count - 1))
+        return Line(
+            c,
+            spacing,
+            log_values,
+            np.expm1(np.minimum(errors, 700.0)),
+            log_tail,
+            _log_geometric(c * width),
+            (self._log_chernoff(order, 0.0) + _log_geometric((order - c) * width), order),
+        )
+
+    def _log_chernoff(self, c: float, epsilon: float) -> float:
+        """ln of an upper bound on delta(epsilon), any real epsilon."""
+        return self.log_moment(c) + _log_payoff(c) - c * epsilon
+
+    def _end(self, moments: list[tuple[Moments, int]], c: float, epsilon: float, aim: float, spacing: float) -> float:
+        """Where the line may end: what is beyond it is below the aim."""
+
+        def beyond(y: float) -> float:
+            total = sum(often * part.log_modulus_beyond(y) for part, often in moments)
+            return total - c * epsilon - math.log(math.pi * y)
+
+        low, high = spacing, 16 * spacing
+        while beyond(high) > aim:
+            low, high = high, 2 * high
+            if high > LARGEST_LINE * spacing:
+                raise TooMuchWork(
+                    f"the moments fall off too slowly: more than {LARGEST_LINE} points would be needed on the line"
+                )
+        while high > 1.1 * low:
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if beyond(middle) <= aim else (middle, high)
+        return high
+
+    def epsilon(self, delta: float) -> Interval | Unavailable:
+        """The bracket of epsilon at delta."""
+        if delta <= self.certain:
+            return Unavailable(
+                ENGINE, f"delta {delta:g} is not above {self.certain:g}, which is spent at every epsilon"
+            )
+        finite = (delta - self.certain) / (1 - self.certain)
+        first, _ = self.chernoff(finite)
+        if not math.isfinite(first):
+            return Unavailable(ENGINE, "no moment of the privacy loss could be computed")
+        refused = ""
+        for tolerance in TOLERANCES:
+            try:
+                return self._solve(finite, first, tolerance)
+            except TooMuchWork as cause:
+                refused = str(cause)
+        return Unavailable(ENGINE, refused)
+
+    def _solve(self, delta: float, first: float, tolerance: float) -> Interval:
+        """Solve on a line for the Chernoff epsilon, then, where that was far off, on one for the solution."""
+        found = _on(self.line(first, delta, tolerance), delta, first)
+        if found[2] - found[0] > 1e-7 * max(found[2], 1e-3) and first > 1.001 * found[1]:
+            again = _on(self.line(found[1], delta, tolerance), delta, first)
+            if again[2] - again[0] < found[2] - found[0]:
+                found = again
+        lower, estimate, upper = found
+        lower, upper = max(0.0, lower - WIDENING * (1 + lower)), upper + WIDENING * (1 + upper)
+        return Interval(lower, min(max(estimate, lower), upper), upper, ENGINE, f"delta to a relative {tolerance:g}")
+
+    def delta(self, epsilon: float) -> tuple[float, float, float] | Unavailable:
+        """(lower, estimate, upper) of delta at epsilon >= 0."""
+        chernoff = min(self._log_chernoff(c, epsilon) for c in ORDERS)
+        if not math.isfinite(chernoff):
+            return Unavailable(ENGINE, "no moment of the privacy loss could be computed")
+        guess = max(1e-300, math.exp(min(0.0, chernoff)) / 30)
+        refused = ""
+        for tolerance in TOLERANCES:
+            try:
+                lower, estimate, upper = self.line(epsilon, guess, tolerance).delta(epsilon)
+            except TooMuchWork as cause:
+                refused = str(cause)
+                continue
+            kept = 1 - self.certain
+            lower, estimate, upper = (
+                self.certain + kept * v for v in (lower, estimate, min(upper, math.exp(min(0.0, chernoff))))
+            )
+            return lower, min(max(estimate, lower), upper), upper
+        return Unavailable(ENGINE, refused)
+
+
+def contour_interval(directions: Sequence[Parts], delta: float, *, certain: float = 0.0) -> Interval | Unavailable:
+    """Epsilon at delta: the larger of the directions, bound by bound."""
+    lower = estimate = upper = 0.0
+    note = ""
+    for parts in directions:
+        found = Composition(parts, certain=certain).epsilon(delta)
+        if isinstance(found, Unavailable):
+            return found
+        lower, estimate, upper = max(lower, found.lower), max(estimate, found.estimate), max(upper, found.upper)
+        note = found.note
+    return Interval(lower, estimate, upper, ENGINE, note)
+
+
+def _on(line: Line, delta: float, chernoff: float) -> tuple[float, float, float]:
+    """(lower, estimate, upper) of epsilon: delta's bracket solved for each; Chernoff's epsilon bounds all."""
+
+    def above(epsilon: float, which: int) -> bool:
+        return line.delta(epsilon)[which] > delta
+
+    # The line is only good near the epsilon it was planned for, so each search starts from the bound and walks down.
+    step, high, low = 1e-4 * chernoff, chernoff, chernoff
+    while low > 0 and not above(low, 1):
+        high, low, step = low, max(0.0, low - step), 2 * step
+    if high == low == 0.0 or not above(low, 1):
+        return 0.0, 0.0, 0.0 if not above(0.0, 2) else chernoff
+    for _ in range(60):
+        if high - low <= 1e-13 * high:
+            break
+        middle = (low + high) / 2
+        low, high = (middle, high) if above(middle, 1) else (low, middle)
+    estimate = high
+    return _walk(lambda e: above(e, 0), estimate, 0.0), estimate, _walk(lambda e: not above(e, 2), estimate, chernoff)
+
+
+def _walk(holds: Callable[[float], bool], start: float, end: float) -> float:
+    """A point near `start` on the way to `end` where the condition holds; `end` if none is met."""
+    step = 1e-12 * max(start, 1e-6)
+    sign = 1 if end > start else -1
+    last, reached = start, start
+    while not holds(reached):
+        last, reached, step = reached, reached + sign * step, 2 * step
+        if (reached - end) * sign >= 0:
+            return end
+    for _ in range(6):
+        middle = (last + reached) / 2
+        last, reached = (last, middle) if holds(middle) else (middle, reached)
+    return reached
+
+
+def _log_payoff(c: float) -> float:
+    """ln max over x of (1 - e^-x) e^-cx."""
+    return c * math.log(c) - (c + 1) * math.log1p(c)
+
+
+def _log_geometric(x: float) -> float:
+    """ln of the sum of exp(-mx), m >= 1."""
+    return -x - math.log(-math.expm1(-x)) if x > 0 else math.inf
