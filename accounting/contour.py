@@ -25,12 +25,15 @@ import numpy as np
 from scipy import optimize
 
 from samelaw.accounting.interval import Interval, Unavailable
-from samelaw.accounting.moments import UNIT, Moments, TooMuchWork
+from samelaw.accounting.moments import UNIT, Moments, TooMuchWork, excess
 from samelaw.accounting.pairs import GuaranteePair, Pair
+from samelaw.contract.errors import PrivacyError
 
 ENGINE = "contour"
 TOLERANCES = (1e-9, 1e-6, 1e-3)
 """Relative errors of delta that are aimed at, in turn: the next where one takes too much work."""
+GUESSES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+"""Shares of Chernoff's epsilon at which the first line is planned."""
 LARGEST_LINE = 1 << 22
 WIDENING = 1e-11
 """Relative widening of a solved epsilon: the last roundings of the solver and of the pairs' weights."""
@@ -94,7 +97,7 @@ class Composition:
             total = 0.0
             for pair, count in self.parts:
                 try:
-                    value, error = Moments(pair, c).excess()
+                    value, error = excess(pair, c)
                     total += count * math.log1p(value + error)
                 except (TooMuchWork, OverflowError):
                     total = math.inf
@@ -161,13 +164,11 @@ class Composition:
         log_values = np.zeros(count, dtype=complex)
         errors = np.zeros(count)
         for part, often in moments:
-            excess, error = part.along(spacing, count, max(log_tolerance, -80.0))
-            log_moment = np.log1p(excess)
-            size = np.maximum(np.abs(1 + excess), 1e-300)
+            above_one, error = part.along(spacing, count, max(log_tolerance, -80.0))
+            log_moment = _log1p(above_one)
+            size = np.maximum(np.abs(1 + above_one), 1e-300)
             log_values += often * log_moment
-            errors += often * (
-                np.log1p(error / size) + 2 * UNIT * np.abs(log_moment) + 4 * UNIT * np.abs(excess) / size
-            )
+            errors += often * (np.log1p(error / size) + _log1p_error(above_one))
         s = c + 1j * spacing * np.arange(count)
         log_values -= np.log(s) + np.log1p(s)
         log_tail = sum(often * part.log_modulus_beyond(spacing * (count - 1)) for part, often in moments)
@@ -217,21 +218,33 @@ class Composition:
             return Unavailable(ENGINE, "no moment of the privacy loss could be computed")
         refused = ""
         for tolerance in TOLERANCES:
-            try:
-                return self._solve(finite, first, tolerance)
-            except TooMuchWork as cause:
-                refused = str(cause)
+            for share in GUESSES:
+                try:
+                    return self._solve(finite, first, share * first, tolerance)
+                except TooMuchWork as cause:
+                    refused = refused or str(cause)
         return Unavailable(ENGINE, refused)
 
-    def _solve(self, delta: float, first: float, tolerance: float) -> Interval:
-        """Solve on a line for the Chernoff epsilon, then, where that was far off, on one for the solution."""
-        found = _on(self.line(first, delta, tolerance), delta, first)
-        if found[2] - found[0] > 1e-7 * max(found[2], 1e-3) and first > 1.001 * found[1]:
-            again = _on(self.line(found[1], delta, tolerance), delta, first)
-            if again[2] - again[0] < found[2] - found[0]:
-                found = again
+    def _solve(self, delta: float, chernoff: float, guess: float, tolerance: float) -> Interval:
+        """Solve on a line for the guess, then on lines for the solution, while that narrows the bracket."""
+        found = _on(self.line(guess, delta, tolerance), delta, chernoff)
+        for _ in range(4):
+            if found[2] - found[0] <= 1e-8 * max(found[1], 1e-6):
+                break
+            again = _on(self.line(found[1], delta, tolerance), delta, chernoff)
+            better = (max(found[0], again[0]), again[1], min(found[2], again[2]))
+            if better[0] > better[2]:
+                raise PrivacyError(
+                    f"two lines of the contour integral contradict each other: epsilon in {found} and in {again} at "
+                    f"delta {delta!r}. Please report this; no epsilon is quoted."
+                )
+            if better[2] - better[0] > 0.9 * (found[2] - found[0]):
+                break
+            found = better
         lower, estimate, upper = found
         lower, upper = max(0.0, lower - WIDENING * (1 + lower)), upper + WIDENING * (1 + upper)
+        if upper - lower > 0.2 * max(upper, 1e-6) and guess > GUESSES[-1] * chernoff:
+            raise TooMuchWork(f"a line for epsilon {guess:.3g} does not reach the solution")
         return Interval(lower, min(max(estimate, lower), upper), upper, ENGINE, f"delta to a relative {tolerance:g}")
 
     def delta(self, epsilon: float) -> tuple[float, float, float] | Unavailable:
@@ -302,6 +315,18 @@ def _walk(holds: Callable[[float], bool], start: float, end: float) -> float:
         middle = (last + reached) / 2
         last, reached = (last, middle) if holds(middle) else (middle, reached)
     return reached
+
+
+def _log1p(z: np.ndarray) -> np.ndarray:
+    """ln(1 + z) for complex z, also where z is tiny: numpy's is off by 1e-16 however small z is."""
+    return 0.5 * np.log1p(2 * z.real + (z.real**2 + z.imag**2)) + 1j * np.arctan2(z.imag, 1 + z.real)
+
+
+def _log1p_error(z: np.ndarray) -> np.ndarray:
+    """A bound on the rounding error of `_log1p`: of 2x + x^2 + y^2, relative to |1 + z|^2, and of the logarithm."""
+    size = np.abs(z)
+    square = np.maximum(np.abs(1 + z) ** 2, 1e-300)
+    return 8 * UNIT * (size * (2 + size) / square + np.abs(_log1p(z)))
 
 
 def _log_payoff(c: float) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -102,6 +103,77 @@ class Nodes:
     excess_error: float
 
 
+GRID_ALLOWANCE = 1e-3
+"""Relative allowance for taking variations and masses on a grid of 6000 cells instead of exactly."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """How fast a branch's share of |M(c + iv)| must fall with v.
+
+    Attributes:
+        mass: the share at v = 0.
+        rest, variation: by thresholds of the loss's slope, the mass where it is flatter, and the total variation of
+            (weight / slope) where it is steeper, ends included: integrating by parts bounds the share by
+            rest + variation / v.
+        places, cumulative: losses in order with the running sums of weight, weight * loss and weight * loss^2.
+    """
+
+    mass: float
+    rest: np.ndarray
+    variation: np.ndarray
+    places: np.ndarray
+    cumulative: np.ndarray
+
+    @classmethod
+    def of(cls, branch: Branch, support: tuple[float, float], c: float) -> Spectrum:
+        t = np.linspace(*support, 6001)
+        step = float(t[1] - t[0])
+        base, loss, _ = branch.at(t)
+        weight = np.exp(np.minimum(base + c * loss, 700.0))
+        slope = np.abs(np.gradient(loss, t))
+        with np.errstate(divide="ignore", over="ignore"):
+            quotient = np.where(slope > 0, weight / slope, np.inf)
+        rest: list[float] = []
+        variation: list[float] = []
+        for threshold in float(slope.max()) * np.geomspace(1e-14, 0.9, 80):
+            steep = slope > threshold
+            # Jumps at the ends of a steep stretch are its boundary terms; inside they add up to the variation.
+            padded = np.concatenate([[0.0], np.where(steep, quotient, 0.0), [0.0]])
+            edges = int(np.abs(np.diff(np.concatenate([[0], steep.astype(np.int8), [0]]))).sum())
+            rest.append(float(weight[~steep].sum() * step) + edges * float(weight.max()) * step)
+            variation.append(float(np.abs(np.diff(padded)).sum()))
+        order = np.argsort(loss)
+        places, share = loss[order], weight[order] * step
+        centred = places - places[len(places) // 2]
+        cumulative = np.cumsum([share, share * centred, share * centred**2], axis=1)
+        mass = float(share.sum())
+        return cls(mass, np.array(rest), np.array(variation), places, np.pad(cumulative, ((0, 0), (1, 0))))
+
+    def beyond(self, v: float) -> float:
+        """A bound on the share at every frequency from v on."""
+        return min(self.mass, float((self.rest + self.variation / v).min())) * (1 + GRID_ALLOWANCE)
+
+    def within_octave(self, v: float) -> float:
+        """A bound on the share at every frequency from v to 2v.
+
+        For losses in a window of width pi / (2v), 1 - cos(z) >= 2 z^2 / pi^2 for |z| <= pi makes |integral of
+        weight * exp(ivL)|^2 at most W^2 (1 - (4 / pi^2) v^2 variance), W the window's mass; the rest counts in full.
+        """
+        width = math.pi / (2 * v)
+        quantiles = self.cumulative[0, -1] * np.linspace(0.02, 0.98, 49)
+        starts = np.unique(np.searchsorted(self.cumulative[0], quantiles))
+        starts = np.unique(np.concatenate([[0], np.minimum(starts, len(self.places) - 1)]))
+        stops = np.searchsorted(self.places, self.places[starts] + width, side="right")
+        weight, first, second = self.cumulative[:, stops] - self.cumulative[:, starts]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            variance = np.where(weight > 0, second / weight - (first / weight) ** 2, 0.0)
+        variance = np.maximum(0.0, variance * (1 - GRID_ALLOWANCE))
+        saved = weight * (1 - np.sqrt(np.maximum(0.0, 1 - (4 / math.pi**2) * v * v * variance)))
+        # Cancellation in the running sums is far below a saving that counts.
+        return self.mass - float(np.nan_to_num(saved).max()) * (1 - GRID_ALLOWANCE)
+
+
 class Moments:
     """M(c + iy) - 1 of one pair for one c > 0."""
 
@@ -110,6 +182,7 @@ class Moments:
         self._branches = _branches(pair)
         self._support = [_support(branch, c) for branch in self._branches]
         self._coarse: list[Nodes] | None = None
+        self._spectrum: list[Spectrum] | None = None
 
     def excess(self) -> tuple[float, float]:
         """M(c) - 1 and a bound on its error."""
@@ -126,24 +199,27 @@ class Moments:
     def log_modulus_beyond(self, y: float) -> float:
         """ln of an upper bound on |M(c + iv)| for every v >= y > 0; decreasing in y.
 
-        Where the loss is steep, integrate exp(ivL) w by parts: at most (total variation of w/L', and its ends) / v. The
-        rest counts with its mass.
+        Octave by octave, until what holds for all larger v is no worse than what was found.
         """
         if isinstance(self.pair, GaussianPair):
             return (self.c * (self.c + 1) - y * y) / 2 * self.pair.mu**2
         whole = 1 + sum(self.excess())
         if isinstance(self.pair, GuaranteePair):
             return math.log(whole)
-        found, mass = 0.0, 0.0
-        for branch, (low, high) in zip(self._branches, self._support, strict=True):
-            t = np.linspace(low, high, 6001)
-            base, loss, _ = branch.at(t)
-            weight = np.exp(np.minimum(base + self.c * loss, 700.0))
-            part = float(weight.sum() * (t[1] - t[0]))
-            mass += part
-            found += min(part, _by_parts(weight, np.abs(np.gradient(loss, t)), t[1] - t[0], y))
-        atom = max(0.0, whole - mass)  # of a symmetric pair
-        return min(math.log(whole), math.log((found + atom) * (1 + 1e-3)))
+        if self._spectrum is None:
+            self._spectrum = [
+                Spectrum.of(branch, support, self.c)
+                for branch, support in zip(self._branches, self._support, strict=True)
+            ]
+        atom = max(0.0, whole - sum(s.mass for s in self._spectrum))  # of a symmetric pair
+        found = 0.0
+        for octave in range(64):
+            v = y * 2.0**octave
+            beyond = sum(s.beyond(v) for s in self._spectrum)
+            if beyond <= found:
+                break
+            found = max(found, sum(min(s.beyond(v), s.within_octave(v)) for s in self._spectrum))
+        return min(math.log(whole), math.log((found + atom) * (1 + 1e-9)))
 
     def along(self, spacing: float, count: int, log_tolerance: float) -> tuple[np.ndarray, np.ndarray]:
         """M - 1 at y = 0, spacing, ..., (count - 1) spacing, and a bound on the error of each.
@@ -194,6 +270,16 @@ class Moments:
         ]
 
 
+@lru_cache(maxsize=4096)
+def excess(pair: Pair, c: float) -> tuple[float, float]:
+    """`Moments(pair, c).excess()`, remembered.
+
+    Raises:
+        TooMuchWork: the law does not fit the quadrature, or the moment float64.
+    """
+    return Moments(pair, c).excess()
+
+
 def _branches(pair: Pair) -> list[Branch]:
     if not isinstance(pair, MixturePair):
         return []
@@ -209,18 +295,18 @@ def _log_ratio(mixture: Mixture, x: np.ndarray, sigma: float) -> tuple[np.ndarra
     means = np.array([m for _, m in moved])
     exponent = np.multiply.outer(x, means / sigma**2) - means**2 / (2 * sigma**2)
     largest = exponent.real.max(axis=-1)
-    gentle = np.minimum(exponent.real, 1.0) + 1j * exponent.imag if np.iscomplexobj(x) else np.minimum(exponent, 1.0)
-    small = np.log1p(np.expm1(gentle) @ weights)
+    near = ((exponent.real + np.log(weights)).max(axis=-1) < 0) & (largest < 600)
+    gentle = np.where(near[..., None], exponent, 0.0)
+    from_one = np.expm1(gentle)
+    small = np.log1p(from_one @ weights)
     # Far out, the largest term is taken out: with its phase where it is the only one, so that the branch is kept.
     top = exponent[..., 0] if len(moved) == 1 else np.maximum(largest, 0.0)
     rest = max(0.0, 1.0 - math.fsum(weights))
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        inside = np.exp(np.where(largest[..., None] < 1, 0, exponent - top[..., None])) @ weights
-        inside = inside + rest * np.exp(np.where(largest < 1, 0, -top))
-        far = top + np.log(inside)
-    value = np.where(largest < 1, small, far)
-    size = np.abs(np.where(largest < 1, np.abs(np.expm1(gentle)) @ weights + np.abs(gentle) @ weights * math.e, 0))
-    error = 8 * UNIT * (np.abs(value) + np.where(largest < 1, size, 1 + np.abs(exponent).max(axis=-1)))
+    inside = np.exp(np.where(near[..., None], 0.0, exponent - top[..., None])) @ weights
+    far = top + np.log(inside + rest * np.exp(np.where(near, 0.0, -top)))
+    value = np.where(near, small, far)
+    size = (np.abs(from_one) + np.abs(gentle) * np.exp(gentle.real)) @ weights
+    error = 8 * UNIT * (np.abs(value) + np.where(near, size, 1 + np.abs(exponent).max(axis=-1)))
     return value, error
 
 
@@ -228,7 +314,7 @@ def _support(branch: Branch, c: float) -> tuple[float, float]:
     """The range of t that matters, cut where all is below exp(-75) of the peak."""
     low, high = branch.ends(c)
     sigma = branch.pair.sigma
-    count = math.ceil((high - low) / (0.05 if branch.pair.symmetric else sigma / 8)) + 1
+    count = math.ceil((high - low) / (0.1 if branch.pair.symmetric else sigma / 4)) + 1
     if count > 20 * LARGEST_NODES:
         raise TooMuchWork(f"the tilted law would reach from {low:.3g} to {high:.3g} clip norms")
     t = np.linspace(low, high, count)
@@ -245,9 +331,9 @@ def _spacing(branch: Branch, support: tuple[float, float], c: float, y: float, l
     width = branch.strip
     natural = 1.0 if branch.pair.symmetric else branch.pair.sigma
     best = 0.0
-    t = np.linspace(low, high, 2001)
+    t = np.linspace(low, high, 501)
     modulus = abs(complex(c, y))
-    for a in {min(0.95 * width, natural * f) for f in (0.02, 0.06, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0)}:
+    for a in {min(0.95 * width, natural * f) for f in (0.03, 0.2, 0.7, 2.0, 5.0, 9.0)}:
         base, loss, _ = branch.at(t + 1j * a)
         grown = c * loss.real + y * np.abs(loss.imag)
         with np.errstate(divide="ignore"):
@@ -306,24 +392,6 @@ def _sum(nodes: Nodes, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         2 * float(nodes.weight_error.sum()), y * float((nodes.weight_error * np.abs(nodes.loss)).sum())
     )
     return nodes.excess + value, nodes.excess_error + bound
-
-
-def _by_parts(weight: np.ndarray, slope: np.ndarray, step: float, y: float) -> float:
-    """A bound on |integral of weight exp(ivL)|, v >= y, with L of this slope on a grid: the best of some thresholds."""
-    steepest = float(slope.max())
-    best = math.inf
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        quotient = np.where(slope > 0, weight / slope, np.inf)
-    for threshold in steepest * np.geomspace(1e-12, 0.9, 60):
-        steep = slope > threshold
-        mass = float(weight[~steep].sum() * step)
-        padded = np.concatenate([[0.0], np.where(steep, quotient, 0.0), [0.0]])
-        # Jumps at the ends of a steep stretch are its ends' contributions; inside they add up to the variation.
-        variation = float(np.abs(np.diff(padded)).sum())
-        edges = int(np.abs(np.diff(np.concatenate([[0], steep.astype(np.int8), [0]]))).sum())
-        mass += edges * float(weight.max()) * step  # the cell in which a stretch ends
-        best = min(best, mass + variation / y)
-    return best
 
 
 def _segments(count: int) -> Iterator[tuple[int, int]]:
