@@ -13,7 +13,7 @@ PYTEST ?=
 WORKERS ?= auto
 RUNS ?= 5000
 
-.PHONY: help verify test test-slow test-runs test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden benchmarks train clean
+.PHONY: help calibration power verify test test-slow test-runs test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden benchmarks train clean
 
 help:
 	@echo "make verify      train both twins on MovieLens-100k, compare, price, report (VERIFY='--steps 50' passes options)"
@@ -26,6 +26,8 @@ help:
 	@echo "make proofs-coqchk  the same, and coqchk checks Coq's libraries too (about a minute more)"
 	@echo "make docs        the documentation as a web site, in build/site"
 	@echo "make golden      regenerate the golden vectors (a test fails when they differ)"
+	@echo "make calibration  false-alarm rates of the tests of law on 2,100 true runs, into docs/power.md; about ten minutes"
+	@echo "make power       detection of planted gaps, into docs/power.md; about five minutes"
 	@echo "make benchmarks  noise and step time, a few minutes; results in benchmarks/results"
 	@echo "make clean       remove .venv and build"
 
@@ -81,6 +83,12 @@ docs: $(PACKAGE)
 
 golden: $(PACKAGE)
 	$(BIN)/python tools/make_golden.py
+
+calibration: $(PACKAGE)
+	$(BIN)/samelaw calibrate --runs 2100 --synthetic 20000 --seed 20261126 --write docs/power.md
+
+power: $(PACKAGE)
+	$(BIN)/samelaw power --seed 20261126 --write docs/power.md
 
 benchmarks: $(PACKAGE)
 	$(BIN)/python benchmarks/noise.py

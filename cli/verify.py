@@ -22,6 +22,7 @@ from samelaw.cli.data import check_positive, load_workload, test_batch
 from samelaw.cli.installed import source_digests
 from samelaw.cli.models import Problem, dlrm_problem, kernels_for, readout_problem
 from samelaw.cli.same_model import same_model
+from samelaw.cli.tolerance import with_tolerances
 from samelaw.cli.twins import Draw, Fault, TwinRun, run_twins
 from samelaw.contract.errors import InputError
 from samelaw.contract.evidence import Evidence, Verdict
@@ -186,7 +187,7 @@ def finish(
     account = spent(suite.ledger.entries)
     statement = price(account)
     suite.evidence.append(claims.accounted(statement.to_json(), account, published.spec, scope=published.name))
-    evidence = budget.conclude(suite.evidence)
+    evidence, tolerances = with_tolerances(budget.conclude(suite.evidence), statement, scope=published.name)
     holds = claims.suite_holds(evidence)
     runfolder.write_weights(folder / "weights.safetensors", published.release)
     runfolder.write_json(folder / "evidence.json", evidence_record(evidence), private=True)
@@ -210,6 +211,8 @@ def finish(
         print(json.dumps(evidence_record(evidence), indent=2, sort_keys=True))
     else:
         _print_table(evidence)
+        for tolerance in tolerances:
+            print(f"    {tolerance.sentence}")
         _print_proofs(proofs)
     refuted = [claim for claim in evidence if claim.verdict is Verdict.REFUTED]
     for claim in refuted:

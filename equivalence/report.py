@@ -63,7 +63,7 @@ def page(manifest: Mapping[str, Any], evidence: Sequence[Evidence], series: Mapp
         _claims(evidence) if evidence else "",
         _proofs(series["proofs"]) if series.get("proofs") else "",
         _plots(evidence, series),
-        _price(manifest),
+        _price(manifest, evidence),
         _parameters(manifest, series),
         _limits(manifest, evidence),
     )
@@ -148,8 +148,8 @@ def _claims(evidence: Sequence[Evidence]) -> str:
         + "\n".join(rows)
         + f"</tbody></table></div><h3>What the verdicts say</h3><dl>{meanings}</dl>"
         '<p class="dim">False alarm: the probability with which the checks of that line would have refused a correct '
-        f"trainer; {sum(t.false_alarm for e in evidence for t in e.tests):.1e} over the whole page. A dash: the "
-        "comparison is exact and has no error rate.</p>"
+        f"trainer; {sum(t.false_alarm for e in evidence for t in _random(e)):.1e} over the whole page, one budget for "
+        "all tests (Holm). A dash: the comparison is exact and has no error rate.</p>"
     )
 
 
@@ -193,6 +193,7 @@ def _tests(tests: Sequence[TestResult]) -> str:
         f"<tr><td>{escape(t.name)}</td><td>{_mark(t.verdict)}</td>"
         f'<td class="number">{_figure(t.statistic)}</td><td class="number">{_figure(t.threshold)}</td>'
         f'<td class="number">{t.samples:,}</td><td class="number">{_figure(t.detectable)}</td>'
+        f'<td class="number">{_figure(t.adjusted_p_value)}</td>'
         f"<td>{escape(t.gap)}</td><td>{escape(without_rows(t.note))}</td></tr>"
         for t in tests
     )
@@ -200,7 +201,7 @@ def _tests(tests: Sequence[TestResult]) -> str:
     return (
         f'<details><summary>{count}</summary><div class="scroll"><table><thead><tr><th>test</th><th>verdict</th>'
         '<th class="number">found</th><th class="number">allowed</th><th class="number">samples</th>'
-        '<th class="number">detectable</th><th>unit</th><th>note</th></tr></thead>'
+        '<th class="number">detectable</th><th class="number">p (Holm)</th><th>unit</th><th>note</th></tr></thead>'
         f"<tbody>{rows}</tbody></table></div></details>"
     )
 
@@ -283,13 +284,17 @@ def _delays(law: Evidence | None, series: Mapping[str, Any]) -> tuple[list[int],
     return [1 << k for k in range(len(counts))], [int(c) for c in counts]
 
 
-def _price(manifest: Mapping[str, Any]) -> str:
+def _price(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
     statement = dict(manifest["statement"])
     for name, bound in (("lower", rounded_down), ("upper", rounded_up), ("second_opinion", rounded_up),
                         ("renyi", rounded_up), ("delta", rounded_up)):  # fmt: skip
         if isinstance(statement.get(name), float):
             statement[name] = bound(statement[name], 6)
-    return f"<h2>Privacy cost</h2>{_list(statement)}"
+    left_open = [one["sentence"] for item in evidence for one in item.numbers.get("tolerances", ())]
+    words = "".join(f"<p>{escape(sentence)}</p>" for sentence in left_open)
+    if words:
+        words = f"<h3>What the tolerances of the tests could cost</h3>{words}"
+    return f"<h2>Privacy cost</h2>{_list(statement)}{words}"
 
 
 def _parameters(manifest: Mapping[str, Any], series: Mapping[str, Any]) -> str:
@@ -356,8 +361,13 @@ def _mark(verdict: Verdict) -> str:
 
 
 def _false_alarm(item: Evidence) -> str:
-    total = sum(t.false_alarm for t in item.tests)
+    total = sum(t.false_alarm for t in _random(item))
     return f"{total:.1e}" if total else "–"
+
+
+def _random(item: Evidence) -> list[TestResult]:
+    """The tests of a claim that a correct trainer could fail by chance."""
+    return [test for test in item.tests if test.verdict is not Verdict.NOT_ASSESSED]
 
 
 def _smallest_gap(item: Evidence) -> str:

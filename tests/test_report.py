@@ -283,7 +283,7 @@ def test_evidence_of_every_kind_matches_its_schema():
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        (lambda r: r.update(schema="samelaw.evidence/2"), "schema"),
+        (lambda r: r.update(schema="samelaw.evidence/1"), "schema"),
         (lambda r: r["claims"][0].update(verdict="PASSED"), "claims/0"),
         (lambda r: r["claims"][0].update(verdict="REFUTED"), "claims/0"),  # without a disagreement
         (lambda r: r["claims"][1]["tests"][0].pop("false_alarm"), "claims/1/tests/0"),
