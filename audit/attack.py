@@ -148,9 +148,7 @@ def judge(scores: Scores, claim: Claim, *, confidence: float = 0.95, false_alarm
     Raises:
         InputError: fewer canaries on one side than any bound can use; confidence or false_alarm out of range.
     """
-    lower_bounds.check_confidence(confidence, "judge")
-    if not 0 < false_alarm <= 1 - confidence:
-        raise InputError(f"false_alarm must be in (0, 1 - confidence], got {false_alarm!r} in judge")
+    check_levels(confidence, false_alarm)
     fewest = min(int(np.count_nonzero(scores.included)), int(np.count_nonzero(~scores.included)))
     if fewest < 2 * lower_bounds.FEWEST:
         raise InputError(
@@ -180,6 +178,15 @@ def judge(scores: Scores, claim: Claim, *, confidence: float = 0.95, false_alarm
             int(np.count_nonzero(scores.unchanged & ~scores.included)),
         ),
     )  # fmt: skip
+
+
+def check_levels(confidence: float, false_alarm: float) -> None:
+    """Raises InputError unless the levels are those of a bound and of a stricter refutation."""
+    lower_bounds.check_confidence(confidence, "judge")
+    if not 1e-12 <= false_alarm <= 1 - confidence:
+        raise InputError(
+            f"false_alarm must be in 1e-12..{1 - confidence:g} (1 - confidence), got {false_alarm!r} in judge"
+        )
 
 
 def likelihood_ratio(scores: Scores, fitted: np.ndarray) -> Float64[np.ndarray, "canaries"]:

@@ -70,7 +70,8 @@ class Canaries:
             )
         first = {feature.table: feature.rows for feature in features}
         drawn = rng.standard_normal((canaries, len(first), dim))
-        drawn /= np.sqrt(np.sum(drawn**2, axis=(1, 2), keepdims=True))
+        # As long in every table: a trainer that clips by table then lets through sqrt(tables) times the clip norm.
+        drawn /= np.sqrt(len(first) * np.sum(drawn**2, axis=2, keepdims=True))
         return cls(first, drawn.astype(np.float32), rng.random(canaries) < 0.5, examples, repeats)
 
     def __len__(self) -> int:

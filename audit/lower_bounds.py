@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
-from scipy import optimize, special, stats
+from scipy import optimize, special
 
 from samelaw.accounting.closed_forms import gaussian_log_delta, solve_epsilon
 from samelaw.contract.errors import InputError
@@ -254,11 +254,11 @@ def one_run_p_value(epsilon: float, delta: float, *, canaries: int, guesses: int
     f(v) + 2 * canaries * delta * max over i >= 1 of (f(v - i) - f(v)) / i.
     """
     rate = special.expit(epsilon)
-    tail = float(stats.binom.sf(right - 1, guesses, rate))
+    tail = float(special.bdtrc(right - 1, guesses, rate))
     if delta == 0 or right == 0:
         return min(1.0, tail)
     nearer = np.arange(1, right + 1)
-    gained = stats.binom.sf(right - 1 - nearer, guesses, rate) - tail
+    gained = special.bdtrc(right - 1 - nearer, guesses, rate) - tail
     return min(1.0, tail + 2 * canaries * delta * float(np.max(gained / nearer)))
 
 
@@ -275,7 +275,7 @@ def upper_rates(errors: Int64[np.ndarray, "_"], trials: int, level: float) -> Fl
     """Clopper and Pearson's upper ends: each is below the true rate with probability at most `level`."""
     counts = errors.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        upper = stats.beta.isf(level, counts + 1, trials - counts)
+        upper = special.betainccinv(counts + 1, trials - counts, level)
     return np.where(counts >= trials, 1.0, upper)
 
 

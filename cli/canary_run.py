@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from samelaw.accounting.statement import price
-from samelaw.audit.attack import THREAT_MODEL, AttackResult, Bound, Claim, Outcome, judge
+from samelaw.audit.attack import THREAT_MODEL, AttackResult, Bound, Claim, Outcome, check_levels, judge
 from samelaw.audit.canaries import Canaries, Scores
 from samelaw.cli.attack_command import BAD_INPUT, INCONCLUSIVE, NOT_REFUTED, REFUTED
 from samelaw.cli.canary_model import canary_problem, table_path
@@ -76,6 +76,7 @@ def run_attack(options: argparse.Namespace) -> int:
                 print(f"{fault.name:<24} {fault.sentence}")
             return NOT_REFUTED
         _check(options)
+        check_levels(options.confidence, options.false_alarm)
         spec = spec_of(options)
         options.workload = options.attack
         workload = load_workload(options, say=_say)
@@ -215,6 +216,11 @@ def _run_of(options: argparse.Namespace, workload: Workload) -> dict[str, Any]:
 def _check(options: argparse.Namespace) -> None:
     for name, least in (("canaries", 1), ("examples", 1), ("steps", 1), ("dim", 1), ("repeats", 1)):
         check_positive(f"--{name}", getattr(options, name), least=least)
+    if not options.noise_multiplier > 0:
+        raise InputError(
+            f"--noise-multiplier must be > 0, got {options.noise_multiplier!r}: without noise there is no epsilon to "
+            "attack"
+        )
     if options.seed is not None and options.seed < 0:
         raise InputError(f"--seed must be >= 0, got {options.seed}")
     if options.fault is not None and options.fault not in ATTACK_FAULTS:
