@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from samelaw.adapters.readout import Readout
 from samelaw.contract.bench import Abilities, BenchBatch, BenchProblem
-from samelaw.contract.errors import InputError
 
 
 class LinearLoss(nn.Module):
@@ -44,7 +43,7 @@ class _Opacus:
         try:
             from opacus import PrivacyEngine
         except ImportError as cause:
-            raise InputError("this trainer needs Opacus: pip install --no-deps opacus==1.6.0 opt_einsum") from cause
+            raise ImportError("Opacus (pip install --no-deps opacus==1.6.0 opt_einsum)") from cause
         warnings.filterwarnings("ignore", module="opacus")
         warnings.filterwarnings("ignore", message="Full backward hook")
         batch_size = int(problem.expected_batch_size)

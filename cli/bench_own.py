@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-
 from samelaw.adapters.readout import Readout
 from samelaw.contract.bench import Abilities, BenchBatch, BenchProblem
 from samelaw.contract.noise import NoiseKey, NoiseStream

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from samelaw.cli import attack_command, audit_command, calibrate_command
+from samelaw.cli import attack_command, audit_command, calibrate_command, conform_command
 from samelaw.contract.errors import DataError, InputError, NoiseKeyError, PrivacyError, SamelawError
 
 HOLDS, REFUTED, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
@@ -241,6 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
     attack_command.add_parser(commands)
     audit_command.add_parser(commands)
     calibrate_command.add_parser(commands)
+    conform_command.add_parser(commands)
     workloads = commands.add_parser("workloads", help="list the data sets and synthetic traces")
     workloads.add_argument("--json", action="store_true")
     return parser
@@ -295,6 +296,7 @@ _COMMANDS = {
     "attack": attack_command.run,
     "audit": audit_command.run,
     "calibrate": calibrate_command.run,
+    "conform": conform_command.run,
     "workloads": _workloads,
 }
 

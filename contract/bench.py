@@ -145,7 +145,8 @@ class BenchProblem:
 
     One step is, for every row and every dense parameter,
 
-        w  <-  w - learning_rate / expected_batch_size * (sum of clipped gradients + N(0, (noise_multiplier * clip_norm)^2))
+        w  <-  w - learning_rate / expected_batch_size
+                   * (sum of clipped gradients + N(0, (noise_multiplier * clip_norm)^2))
 
     where an example's gradient over all tables and dense parameters together is scaled down to norm `clip_norm` if it
     is longer.

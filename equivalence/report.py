@@ -60,7 +60,7 @@ def page(manifest: Mapping[str, Any], evidence: Sequence[Evidence], series: Mapp
     title = f"samelaw {manifest['kind']}: {manifest['workload']['name']}"
     sections = (
         _headline(manifest, evidence),
-        _claims(evidence) if evidence else "",
+        claims_section(_in_order(evidence)) if evidence else "",
         _proofs(series["proofs"]) if series.get("proofs") else "",
         _plots(evidence, series),
         _price(manifest, evidence),
@@ -125,11 +125,15 @@ def _headline(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
     )
 
 
-def _claims(evidence: Sequence[Evidence]) -> str:
-    """One row a claim and run; the tests inside a claim fold away."""
+def _in_order(evidence: Sequence[Evidence]) -> list[Evidence]:
+    return sorted(evidence, key=lambda e: (_ORDER.find(e.claim) % 100, e.claim))
+
+
+def claims_section(evidence: Sequence[Evidence]) -> str:
+    """One row a claim and run, in the order given; the tests inside a claim fold away."""
     rows: list[str] = []
     last = ""
-    for item in sorted(evidence, key=lambda e: (_ORDER.find(e.claim) % 100, e.claim)):
+    for item in evidence:
         if item.claim != last:
             rows.append(
                 f'<tr class="claim"><td>{escape(item.claim)}</td><td colspan="4">{escape(item.title)}</td></tr>'
@@ -294,7 +298,7 @@ def _price(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
     words = "".join(f"<p>{escape(sentence)}</p>" for sentence in left_open)
     if words:
         words = f"<h3>What the tolerances of the tests could cost</h3>{words}"
-    return f"<h2>Privacy cost</h2>{_list(statement)}{words}"
+    return f"<h2>Privacy cost</h2>{definition_list(statement)}{words}"
 
 
 def _parameters(manifest: Mapping[str, Any], series: Mapping[str, Any]) -> str:
@@ -308,11 +312,11 @@ def _parameters(manifest: Mapping[str, Any], series: Mapping[str, Any]) -> str:
     folder |= {f"SHA-256 of {name}": digest for name, digest in manifest["files"].items()}
     options = {k: v for k, v in manifest["options"].items() if v is not None}
     return (
-        f"<h2>Parameters</h2><h3>Law of the run</h3>{_list(law)}"
-        f"<h3>Data</h3>{_list({**manifest['workload'], **_skipped(series)})}"
-        + (f"<h3>Options</h3>{_list(options)}" if options else "")
-        + f"<h3>Files and key</h3>{_list(folder)}"
-        f"<h3>Versions and machine</h3>{_list(manifest['environment'])}"
+        f"<h2>Parameters</h2><h3>Law of the run</h3>{definition_list(law)}"
+        f"<h3>Data</h3>{definition_list({**manifest['workload'], **_skipped(series)})}"
+        + (f"<h3>Options</h3>{definition_list(options)}" if options else "")
+        + f"<h3>Files and key</h3>{definition_list(folder)}"
+        f"<h3>Versions and machine</h3>{definition_list(manifest['environment'])}"
     )
 
 
@@ -387,16 +391,18 @@ def _smallest_gap(item: Evidence) -> str:
         "M1": f"{_figure(item.numbers.get('tolerance'))} of the largest entry",
         "S1": "any excess over the clip norm, in the examples probed",
     }
+    if "smallest_gap" in item.numbers:
+        return str(item.numbers["smallest_gap"])
     return gaps.get(item.claim, "–")
 
 
-def _list(values: Mapping[str, Any]) -> str:
+def definition_list(values: Mapping[str, Any]) -> str:
     """A mapping as a definition list; mappings inside it are spelled out, long series left to the JSON."""
     items: list[str] = []
     for name, value in values.items():
         label = escape(str(name).replace("_", " "))
         if isinstance(value, Mapping):
-            items.append(f"<dt>{label}</dt><dd>{_list(value)}</dd>")
+            items.append(f"<dt>{label}</dt><dd>{definition_list(value)}</dd>")
         elif isinstance(value, list | tuple):
             text = "".join(f"<li>{escape(_word(v))}</li>" for v in value[:12])
             more = f"<li>… {len(value) - 12} more</li>" if len(value) > 12 else ""

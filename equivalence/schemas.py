@@ -36,6 +36,11 @@ def check_manifest(record: Any) -> None:
     _check("manifest", record, "manifest.json")
 
 
+def check_bench_problem(record: Any) -> None:
+    """Raises SchemaError unless `record` is the problem.json of a job of the bench."""
+    _check("bench_problem", record, "problem.json")
+
+
 def check_ledger_lines(lines: Iterable[str]) -> None:
     """Raises SchemaError unless every line has the shape of a ledger entry. The chain is contract.ledger's to check."""
     for number, line in enumerate(lines, start=1):

@@ -22,6 +22,12 @@ TITLES = {
     "B10": "The weights after every step could be published: each step's noise has its law, apart from the others'.",
     "E1": "With the bench's key, the released tables have the bits of the reference.",
 }
+_EXACT_GAPS = {
+    "B2": "0.0002 C an example, in one coordinate",
+    "B3": "0.0002 C beyond the bound, in the inputs tried",
+    "B9": "one bit",
+    "E1": "one bit of a table",
+}
 MARGIN = 0.1
 """Scale of the noise within which equivalence is concluded: 8 runs of the default size conclude it."""
 
@@ -86,8 +92,9 @@ def _evidence(draft: Draft, tests: list[TestResult]) -> Evidence:
         verdict, summary = Verdict.EQUAL, draft.found
     else:
         verdict, summary = Verdict.NOT_ASSESSED, draft.found or "There was nothing to judge by."
-    title = TITLES[draft.claim]
-    return Evidence(draft.claim, title, verdict, summary, draft.scope, wrong, tuple(tests), draft.numbers)
+    gap = _EXACT_GAPS.get(draft.claim, "–") if draft.exact and not tests else _smallest_gap(tests)
+    numbers = draft.numbers if verdict is Verdict.NOT_ASSESSED else {**draft.numbers, "smallest_gap": gap}
+    return Evidence(draft.claim, TITLES[draft.claim], verdict, summary, draft.scope, wrong, tuple(tests), numbers)
 
 
 def _as_disagreement(test: TestResult) -> Disagreement:
@@ -97,10 +104,23 @@ def _as_disagreement(test: TestResult) -> Disagreement:
 
 def _figures(tests: Sequence[TestResult]) -> str:
     """The leading test in words: what was found, and the gap that would have been noticed."""
+    lead = _lead(tests)
+    return (
+        f"None of {len(tests)} tests refuses. {lead.name}: {lead.statistic:.2g} ({lead.gap}); {_smallest_gap(tests)}."
+    )
+
+
+def _smallest_gap(tests: Sequence[TestResult]) -> str:
+    if not any(test.verdict is not Verdict.NOT_ASSESSED for test in tests):
+        return "–"
+    lead = _lead(tests)
+    return "–" if lead.detectable is None else f"{lead.detectable:.2g} ({lead.gap}) would have been seen"
+
+
+def _lead(tests: Sequence[TestResult]) -> TestResult:
+    """The first test of scale, or the first of all, among those that had samples."""
     assessed = [test for test in tests if test.verdict is not Verdict.NOT_ASSESSED]
-    lead = next((t for t in assessed if t.name.startswith("scale")), assessed[0])
-    seen = "" if lead.detectable is None else f"; a gap of {lead.detectable:.2g} would have been seen"
-    return f"None of {len(tests)} tests refuses. {lead.name}: {lead.statistic:.3g} ({lead.gap}{seen})."
+    return next((test for test in assessed if test.name.startswith("scale")), assessed[0])
 
 
 def verdict_line(evidence: Evidence) -> str:

@@ -92,6 +92,8 @@ def run_here(make: Callable[[BenchProblem, int], BenchTrainer], job: Job) -> Out
         _check_unchanged(lent, f"weights() after step {len(batches) - 1}")
     except _Malformed as error:
         return Outcome(failure=Failure(Kind.MALFORMED, where, str(error)))
+    except ImportError as error:
+        return Outcome(failure=Failure(Kind.MALFORMED, where, f"the trainer needs what is not installed: {error}"))
     except Exception as error:
         message = " ".join(str(error).split())[:300]
         detail = "".join(traceback.format_exception(error))[-4000:]

@@ -12,13 +12,16 @@ from samelaw.contract.errors import InputError
 from samelaw.contract.evidence import Evidence
 from samelaw.equivalence import laws
 from samelaw.equivalence.bench.claims import Draft, judged
-from samelaw.equivalence.bench.conduct import Outcome, Runner, Weights
+from samelaw.equivalence.bench.conduct import Failure, Kind, Outcome, Runner, Weights
 from samelaw.equivalence.bench.input_claims import INEXACT, SmallRun, input_claims, runs_claim
 from samelaw.equivalence.bench.noise_claims import Ran, noise_claims
 from samelaw.equivalence.bench.problems import Job, empty_job, law_job, padded_job, small_inputs, small_job
 
 RUNS = 8
 FEWEST_RUNS = 2
+PATIENCE = 2
+"""Runs that may hang before the bench stops asking."""
+_GIVEN_UP = Failure(Kind.TIMED_OUT, "the start", f"not asked for, since {PATIENCE} runs before it hung")
 
 Twin = Callable[[Job], Weights]
 """What the reference releases for a job, with the key of the job's seed."""
@@ -58,7 +61,8 @@ def conform(
         """Runs of one kind; after a failure the rest of the kind would fail alike, and is not asked for."""
         found: list[Ran] = []
         for job in jobs:
-            found.append((job, run(job)))
+            hung = sum(o.failure is not None and o.failure.kind is Kind.TIMED_OUT for _, o in ran)
+            found.append((job, run(job) if hung < PATIENCE else Outcome(failure=_GIVEN_UP)))
             done(job)
             if found[-1][1].failure is not None:
                 break
@@ -91,7 +95,7 @@ def jobs_asked_for(abilities: Abilities, runs: int) -> int:
 
 
 def _keyed(abilities: Abilities, ran: Sequence[Ran], twin: Twin | None) -> Draft:
-    """E1: tables of every run to the bit. Dense sums have no common order, so dense parameters may differ by rounding."""
+    """E1: tables to the bit. Dense sums have no common order, so dense parameters may differ by rounding."""
     draft = Draft("E1", f"released weights of {len(ran)} runs", exact=True)
     if abilities.noise != "keyed" or twin is None:
         draft.open = "The trainer draws its own noise: its law is judged from repeated runs, not its bits."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -122,8 +123,8 @@ def _empty(abilities: Abilities, empty: Sequence[Ran]) -> Draft:
     draft = Draft("B7", _runs(empty))
     if not abilities.empty_batches:
         draft.open = (
-            "The trainer does not declare empty batches: nothing is said about them. Poisson sampling draws one sooner or "
-            "later, and it must cost a step of noise like any other."
+            "The trainer does not declare empty batches: nothing is said about them. Poisson sampling draws one sooner "
+            "or later, and it must cost a step of noise like any other."
         )
         return draft
     done = finished(empty)
@@ -151,9 +152,6 @@ def _apart(long: Sequence[Ran]) -> Draft:
     if not found:
         draft.open = "No run came to an end (see B1)."
         return draft
-    every = np.concatenate([z for r in found for z in r.tables.values()])
-    every = every[(np.abs(every) > CLOSE).any(axis=1)]  # rows without any noise are B4's and B5's to name
-    draft.plan(laws.duplicates, every, within=CLOSE, name="repeated rows of noise, all tables and runs")
     stacked = [np.concatenate(list(r.tables.values())) for r in found]
     for lag in (1, 2, 8, 16):
         left = np.concatenate([z[:, :-lag].ravel() for z in stacked])
@@ -164,7 +162,7 @@ def _apart(long: Sequence[Ran]) -> Draft:
         right = np.concatenate([z[lag:].ravel() for r in found for z in r.tables.values()])
         draft.plan(laws.correlation, left, right, name=f"correlation, rows {lag} apart")
     names = list(found[0].tables)
-    for one, other in zip(names, names[1:], strict=False):
+    for one, other in pairwise(names):
         rows = min(len(found[0].tables[one]), len(found[0].tables[other]))
         left = np.concatenate([r.tables[one][:rows].ravel() for r in found])
         right = np.concatenate([r.tables[other][:rows].ravel() for r in found])
@@ -182,6 +180,9 @@ def _apart(long: Sequence[Ran]) -> Draft:
         draft.plan(laws.correlation, left, right, name=f"correlation, {name} of consecutive runs")
         first = np.concatenate([r.tables[names[0]].ravel()[: r.dense[name].size] for r in found])
         draft.plan(laws.correlation, first, np.concatenate(z), name=f"correlation, {name} and table {names[0]}")
+    every = np.concatenate([z for r in found for z in r.tables.values()])
+    every = every[(np.abs(every) > CLOSE).any(axis=1)]  # rows without any noise are B4's and B5's to name
+    draft.plan(laws.duplicates, every, within=CLOSE, name="repeated rows of noise, all tables and runs")
     draft.found = "No noise is found twice."
     return draft
 
@@ -190,8 +191,8 @@ def _iterates(abilities: Abilities, long: Sequence[Ran]) -> Draft:
     draft = Draft("B10", _runs(long))
     if not abilities.iterates:
         draft.open = (
-            "The trainer does not declare that every iterate may be published: only released weights were looked at, and "
-            "nothing is said about anything before them."
+            "The trainer does not declare that every iterate may be published: only released weights were looked at, "
+            "and nothing is said about anything before them."
         )
         return draft
     steps: list[list[Residual]] = []

@@ -1,4 +1,4 @@
-"""The problems that the bench dictates: small inputs that show one thing each, and longer runs for the law of the noise."""
+"""What the bench asks for: small inputs that show one thing each, and longer runs for the law of the noise."""
 
 from __future__ import annotations
 
