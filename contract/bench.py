@@ -92,7 +92,7 @@ class Abilities:
         return asdict(self)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Reads:
     """What a batch reads from one table: one bag for each example, in the order of the examples.
 
@@ -116,7 +116,7 @@ class Reads:
         return f"Reads(bags={len(self.readout)}, ids={self.ids.size})"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class BenchBatch:
     """The examples of one step, possibly none.
 
@@ -139,7 +139,7 @@ class BenchBatch:
         return f"BenchBatch(examples={self.examples})"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class BenchProblem:
     """A run as the bench dictates it: the model at its initial weights, and the parameters of DP-SGD.
 

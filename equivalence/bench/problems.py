@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
@@ -113,21 +114,23 @@ def law_job(abilities: Abilities, seed: int, *, steps: int = LAW_STEPS, name: st
 
     Its inputs are plain ones (distinct ids, sum pooling), so that what is found here is about the noise.
     """
-    rng = np.random.default_rng(1)
-    problem = _law_problem(rng, abilities, steps)
-    batches = tuple(
-        _law_batch(rng, problem, abilities, examples, rate)
-        for examples, rate in zip(_LAW_EXAMPLES, problem.learning_rates, strict=False)
-    )
+    problem, batches = _law_run(abilities, _LAW_EXAMPLES[:steps])
     return Job(name, problem, batches, seed, iterates=abilities.iterates and steps > 1)
 
 
 def empty_job(abilities: Abilities, seed: int) -> Job:
     """A run of empty batches: nothing but noise."""
-    rng = np.random.default_rng(2)
-    problem = _law_problem(rng, abilities, EMPTY_STEPS)
-    batches = tuple(_law_batch(rng, problem, abilities, 0, rate) for rate in problem.learning_rates)
+    problem, batches = _law_run(abilities, (0,) * EMPTY_STEPS)
     return Job(f"{EMPTY_STEPS} empty batches", problem, batches, seed)
+
+
+@cache
+def _law_run(abilities: Abilities, examples: tuple[int, ...]) -> tuple[BenchProblem, tuple[BenchBatch, ...]]:
+    """A problem and its batches, of so many examples each: the same in every repetition."""
+    rng = np.random.default_rng(1)
+    problem = _law_problem(rng, abilities, len(examples))
+    rates = problem.learning_rates
+    return problem, tuple(_law_batch(rng, problem, abilities, n, rate) for n, rate in zip(examples, rates, strict=True))
 
 
 def rows_read(job: Job, table: str) -> np.ndarray:

