@@ -134,7 +134,9 @@ def _law(folder: RunFolder, account: Spent, known: Schedule | None) -> tuple[Fin
     except InputError as cause:
         return _result("I5", [*problems, "No run can have the law in the ledger."], "", {"problem": str(cause)}), None
     if spec is None:
-        if known is not None or problems:
+        named = opened["law"]["schedule"]["name"]
+        told = len(rates) == opened["law"]["schedule"]["steps"] and not named.startswith("piecewise(")
+        if known is not None or problems or told:  # of a whole run, one entry a step or one for all were tried
             return _result("I5", [*problems, "The law's schedule is not the one that its digest names."], ""), None
         why = "The schedule cannot be told from the ledger's steps alone; --transcript brings it."
         return not_assessed("I5", why, required=True), None
