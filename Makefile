@@ -13,7 +13,7 @@ PYTEST ?=
 WORKERS ?= auto
 RUNS ?= 5000
 
-.PHONY: help calibration power verify test test-slow test-runs test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden benchmarks train clean
+.PHONY: help calibration power verify test test-slow test-runs test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden audit-examples benchmarks train clean
 
 help:
 	@echo "make verify      train both twins on MovieLens-100k, compare, price, report (VERIFY='--steps 50' passes options)"
@@ -28,6 +28,7 @@ help:
 	@echo "make golden      regenerate the golden vectors (a test fails when they differ)"
 	@echo "make calibration  false-alarm rates of the tests of law on 2,100 true runs, into docs/power.md; about ten minutes"
 	@echo "make power       detection of planted gaps, into docs/power.md; about five minutes"
+	@echo "make audit-examples  train the three runs of the reviewer's guide and write what the audit says of them"
 	@echo "make benchmarks  noise and step time, a few minutes; results in benchmarks/results"
 	@echo "make clean       remove .venv and build"
 
@@ -89,6 +90,9 @@ calibration: $(PACKAGE)
 
 power: $(PACKAGE)
 	$(BIN)/samelaw power --seed 20261126 --write docs/power.md
+
+audit-examples: $(PACKAGE)
+	$(BIN)/python tools/make_audit_examples.py
 
 benchmarks: $(PACKAGE)
 	$(BIN)/python benchmarks/noise.py
