@@ -1,7 +1,7 @@
 """Folders that somebody has tampered with: each is refuted or refused; none crashes, hangs or fills the memory.
 
-Exit status 1 is "refuted", 3 is "bad input: nothing could be judged". Cases whose name begins with "consistent" are by a
-forger who writes every chain and digest anew: most of what they change only a re-execution can see.
+Exit status 1 is "refuted", 3 is "bad input: nothing could be judged". Cases whose name begins with "consistent" are by
+a forger who writes every chain and digest anew: most of what they change only a re-execution can see.
 """
 
 from __future__ import annotations
