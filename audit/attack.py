@@ -164,7 +164,9 @@ def judge(scores: Scores, claim: Claim, *, confidence: float = 0.95, false_alarm
         _one_run(scores, claim.delta, levels),
     )
     ceiling = lower_bounds.largest_epsilon(fewest - fewest // 2, delta=claim.delta, confidence=levels[1])
-    outcome, reason = _conclude(bounds, claim, ceiling, confidence, false_alarm)
+    outcome, reason = _conclude(
+        bounds, claim, ceiling, confidence, false_alarm, int(np.count_nonzero(scores.unchanged))
+    )
     return AttackResult(
         outcome, reason, claim, bounds,
         canaries=scores.moved.size,
@@ -196,12 +198,13 @@ def likelihood_ratio(scores: Scores, fitted: np.ndarray) -> Float64[np.ndarray, 
     model: a bound that counts other canaries than the fitted ones is valid however badly the Gaussians fit.
     """
     changed = ~scores.unchanged
-    fits = [_fit(scores.moved[fitted & changed & group]) for group in (scores.included, ~scores.included)]
-    if fits[0] is None or fits[1] is None:
-        ratio = np.full(scores.moved.shape, 0.0 if fits[0] is fits[1] else -math.inf if fits[0] is None else math.inf)
-    else:
-        (m1, s1), (m0, s0) = fits
+    inside, outside = (_fit(scores.moved[fitted & changed & group]) for group in (scores.included, ~scores.included))
+    if inside is not None and outside is not None:
+        (m1, s1), (m0, s0) = inside, outside
         ratio = ((scores.moved - m0) / s0) ** 2 / 2 - ((scores.moved - m1) / s1) ** 2 / 2 + math.log(s0 / s1)
+    else:  # a row that moved speaks for the group that has such rows
+        sign = 0.0 if inside is outside else math.inf if outside is None else -math.inf
+        ratio = np.full(scores.moved.shape, sign)
     shares = [float(np.mean(scores.unchanged[fitted & group])) for group in (scores.included, ~scores.included)]
     return np.where(scores.unchanged, math.inf if shares[0] > shares[1] else -math.inf, ratio)
 
@@ -284,7 +287,7 @@ def _one_run(scores: Scores, delta: float, levels: tuple[float, ...]) -> Bound:
 
 
 def _conclude(
-    bounds: tuple[Bound, ...], claim: Claim, ceiling: float, confidence: float, false_alarm: float
+    bounds: tuple[Bound, ...], claim: Claim, ceiling: float, confidence: float, false_alarm: float, unchanged: int
 ) -> tuple[Outcome, str]:
     assessed = [bound for bound in bounds if bound.epsilon is not None]
     above = [bound.method for bound in assessed if (bound.strict or 0.0) > claim.upper]
@@ -298,6 +301,11 @@ def _conclude(
         return Outcome.INCONCLUSIVE, (
             f"{', '.join(near)}: above the claim at confidence {confidence:g}, but not at the false-alarm rate of "
             f"{false_alarm:g}: repeat with more canaries"
+        )
+    if unchanged:
+        return Outcome.INCONCLUSIVE, (
+            f"{unchanged} canaries have a row at its initial bits, which noise makes all but impossible: either rows "
+            "go without noise, too few to show more, or the learning rate is too small for float32 weights to move"
         )
     if ceiling <= claim.upper:
         return Outcome.INCONCLUSIVE, (

@@ -69,10 +69,12 @@ class Canaries:
                 "has the same mean, and shows nothing"
             )
         first = {feature.table: feature.rows for feature in features}
-        drawn = rng.standard_normal((canaries, len(first), dim))
-        # As long in every table: a trainer that clips by table then lets through sqrt(tables) times the clip norm.
-        drawn /= np.sqrt(len(first) * np.sum(drawn**2, axis=2, keepdims=True))
-        return cls(first, drawn.astype(np.float32), rng.random(canaries) < 0.5, examples, repeats)
+        drawn = np.empty((canaries, len(first), dim), dtype=np.float32)
+        for number in range(len(first)):
+            vectors = rng.standard_normal((canaries, dim))
+            # As long in every table: a trainer that clips by table then lets through sqrt(tables) times the clip norm.
+            drawn[:, number] = vectors / np.sqrt(len(first) * np.sum(vectors**2, axis=1, keepdims=True))
+        return cls(first, drawn, rng.random(canaries) < 0.5, examples, repeats)
 
     def __len__(self) -> int:
         return int(self.included.size)

@@ -91,12 +91,11 @@ def gaussian_mu(inside: Float64[np.ndarray, "_"], outside: Float64[np.ndarray, "
     # P(T <= statistic) falls from 1 to 0 as the noncentrality grows. The statistic's own error is that of a standard
     # normal plus the relative error of the std, so these ends bracket the root for every confidence in use.
     reach = 12.0 + 12.0 * abs(statistic) / math.sqrt(freedom)
-    root: Any = optimize.brentq(
-        lambda noncentrality: law.cdf(statistic, noncentrality) - confidence,
-        statistic - reach,
-        statistic + reach,
-        xtol=1e-10,
-    )
+
+    def excess(noncentrality: float) -> float:
+        return law.cdf(statistic, noncentrality) - confidence
+
+    root: Any = optimize.brentq(excess, statistic - reach, statistic + reach, xtol=1e-10)
     return float(root) * spread
 
 

@@ -72,6 +72,10 @@ def run(options: argparse.Namespace) -> int:
     if (options.run is None) == (options.attack is None):
         _usage("name a RUN_DIR, or a workload with --attack")
     if options.attack is not None:
+        of_a_folder = ("key", "transcript", "replay", "sample_rows", "other", "out", "junit")
+        given = [f"--{name.replace('_', '-')}" for name in of_a_folder if getattr(options, name) is not None]
+        if given:
+            _usage(f"{', '.join(given)}: only for a RUN_DIR; an attack starts a run of its own and keeps no folder")
         from samelaw.cli import attack_command
 
         return attack_command.run(options)

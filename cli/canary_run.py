@@ -20,7 +20,7 @@ from samelaw.cli.attack_command import BAD_INPUT, INCONCLUSIVE, NOT_REFUTED, REF
 from samelaw.cli.canary_model import canary_problem, table_path
 from samelaw.cli.data import check_positive, load_workload
 from samelaw.cli.models import tables_of
-from samelaw.contract.errors import DataError, InputError
+from samelaw.contract.errors import InputError, NoiseKeyError, SamelawError
 from samelaw.contract.figures import rounded_down, rounded_up
 from samelaw.contract.ledger import spent
 from samelaw.contract.noise import NoiseKey
@@ -82,9 +82,12 @@ def run_attack(options: argparse.Namespace) -> int:
         workload = load_workload(options, say=_say)
         scores, claim = attack(options, workload, spec)
         result = judge(scores, claim, confidence=options.confidence, false_alarm=options.false_alarm)
-    except (InputError, DataError) as error:
-        print(f"samelaw: {error}", file=sys.stderr)
+    except (InputError, NoiseKeyError, OSError) as error:
+        print(f"samelaw attack: {error}", file=sys.stderr)
         return BAD_INPUT
+    except SamelawError as error:  # the trainer refused to release, or the accountant to price: nothing to attack
+        print(f"samelaw attack: {type(error).__name__}: {error}\nNothing was concluded.", file=sys.stderr)
+        return INCONCLUSIVE
     if options.json:
         print(json.dumps({**result.to_json(), "run": _run_of(options, workload)}, indent=2, sort_keys=True))
     else:

@@ -50,16 +50,18 @@ def test_the_gaussian_bound_is_the_published_figure(n, published):
 
 
 @pytest.mark.parametrize(
-    ("n", "draws", "gdp", "plain"), [(1_000, 15, 2.83, 1.12), (10_000, 5, 3.95, 2.02), (1_000_000, 3, 4.34, 3.10)]
+    ("n", "draws", "gdp", "plain"), [(1_000, 30, 2.83, 1.12), (10_000, 20, 3.95, 2.02), (1_000_000, 5, 4.34, 3.10)]
 )
 def test_the_clopper_pearson_bounds_are_the_published_figures(n, draws, gdp, plain):
-    # Single draws vary by up to 0.3 (n = 1000), 0.25 and 0.2 (the plain bound): the median is within 0.3.
     rng = np.random.default_rng(9)
     found = [gaussian_halves(1.0, n, rng) for _ in range(draws)]
     mus = [lower_bounds.gdp_clopper_pearson(halves, confidence=0.95) for halves in found]
-    assert lower_bounds.epsilon_of_mu(float(np.median(mus)), DELTA) == pytest.approx(gdp, abs=0.3)
     epsilons = [lower_bounds.clopper_pearson(halves, delta=DELTA, confidence=0.95) for halves in found]
-    assert np.median(epsilons) == pytest.approx(plain, abs=0.3)
+    # Single draws have a std of at most 0.4 (measured; at every n, since the best threshold goes with n): three stds
+    # of the mean.
+    tolerance = 3 * 0.4 / math.sqrt(draws)
+    assert np.mean([lower_bounds.epsilon_of_mu(mu, DELTA) for mu in mus]) == pytest.approx(gdp, abs=tolerance)
+    assert np.mean(epsilons) == pytest.approx(plain, abs=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_the_upper_rate_is_the_exact_binomial_interval(errors, trials, level):
 
 # Coverage. Every bound on a mechanism whose truth is known, thousands of audits each.
 
-AUDITS = 1500
+AUDITS = 1000
 
 
 def coverage_of_gaussian(truth, audits, *, seed, n=60, confidence=0.95):
