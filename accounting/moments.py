@@ -2,8 +2,8 @@
 
 M(s) = E_P exp(s ln(P/Q)) = integral of P^(s+1) Q^-s, at s = c + iy. The integrand is analytic in a strip, so the
 trapezoid rule with spacing h is off by at most 2 B / (exp(2 pi a / h) - 1), where B bounds the integral of its modulus
-on the lines at distance a. B is computed, h follows from it. What is returned is M - 1, from exp(z) - 1, so that nothing
-cancels where a step says very little.
+on the lines at distance a. B is computed, h follows from it. What is returned is M - 1, from exp(z) - 1, so that
+nothing cancels where a step says very little.
 
 Source: Trefethen and Weideman, "The exponentially convergent trapezoidal rule", SIAM Review 56 (2014), theorem 5.1.
 """
@@ -47,8 +47,8 @@ class Branch:
     def strip(self) -> float:
         """Half-width of the strip of t in which the integrand is analytic.
 
-        P / N(0, sigma^2) is a polynomial with positive coefficients in exp(x / sigma^2), of degree `reach`, which has no
-        zero at an angle below pi / reach. On the half-line of a symmetric pair, x = turn + sigma exp(t), the zero
+        P / N(0, sigma^2) is a polynomial with positive coefficients in exp(x / sigma^2), of degree `reach`, which has
+        no zero at an angle below pi / reach. On the half-line of a symmetric pair, x = turn + sigma exp(t), the zero
         nearest in angle is that of (1-q) + q exp(2 (x - turn) / sigma^2).
         """
         reach = max(self.pair.upper.reach, self.pair.lower.reach)
@@ -287,7 +287,7 @@ def _branches(pair: Pair) -> list[Branch]:
 
 
 def _log_ratio(mixture: Mixture, x: np.ndarray, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """ln of (mixture / N(0, sigma^2)) at real or complex x, analytic in the strip, and a bound on its rounding error."""
+    """ln of (mixture / N(0, sigma^2)) at real or complex x, analytic in the strip, and its rounding error's bound."""
     moved = [(w, m) for w, m in zip(mixture.weights, mixture.means, strict=True) if m != 0]
     if not moved:
         return np.zeros_like(x), np.zeros(x.shape)

@@ -32,7 +32,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         assert len(self.weights) == len(self.means)
-        assert abs(sum(self.weights) - 1) < 1e-12
+        assert abs(sum(self.weights) - 1) < 1e-11
 
     @property
     def reach(self) -> float:
@@ -123,16 +123,17 @@ def fixed_size(rate: float, sigma: float, *, symmetric: bool) -> tuple[Pair, ...
 
 
 def _binomial(group: int, q: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Probabilities and means 0 ... group; the probabilities sum to 1 to rounding."""
+    """Probabilities and means 0 ... group, the probabilities of 1 ... group rounded up."""
     if not 1 <= group <= LARGEST_GROUP:
         raise PrivacyError(
-            f"a unit of privacy may have 1 to {LARGEST_GROUP} examples, got {group}: beyond that epsilon is not priced; "
-            "bound how many examples each unit gives"
+            f"a unit of privacy may have 1 to {LARGEST_GROUP} examples, got {group}: beyond that epsilon is not "
+            "priced; bound how many examples each unit gives"
         )
-    j = np.arange(group + 1)
+    if group == 1:
+        return (1 - q, q), (0.0, 1.0)
+    j = np.arange(1, group + 1)
     log_choose = special.gammaln(group + 1) - special.gammaln(j + 1) - special.gammaln(group - j + 1)
-    weights = np.exp(log_choose + j * math.log(q) + (group - j) * math.log1p(-q))
-    weights[0] = math.exp(group * math.log1p(-q))
-    # gammaln is good to 1e-14; what rounding left over goes to the largest shift, which can only raise the price.
-    weights[-1] = max(weights[-1], 1.0 - float(weights[:-1].sum())) if group > 1 else q
-    return tuple(map(float, weights / weights.sum())), tuple(map(float, j))
+    # The logarithms are good to 1e-13; a little more weight on every shift can only raise the price.
+    weights = np.exp(log_choose + j * math.log(q) + (group - j) * math.log1p(-q)) * (1 + 1e-12)
+    absent = max(0.0, 1.0 - math.fsum(weights))
+    return (absent, *map(float, weights)), (0.0, *map(float, j))
