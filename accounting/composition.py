@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from samelaw.accounting.assumptions import Assumptions
-from samelaw.accounting.contour import Composition, Parts
+from samelaw.accounting.contour import Composition, Parts, contour_interval
 from samelaw.accounting.interval import Interval
 from samelaw.accounting.mechanism import SampledGaussian
 from samelaw.accounting.pairs import GaussianPair, GuaranteePair, Pair
@@ -135,49 +135,53 @@ def price_plan(plan: Plan, delta: float) -> Interval:
     if not 0 < delta < 1:
         raise InputError(f"delta must be in (0, 1), got {delta!r}")
     cut = sum(plan.assumptions.truncation(phase) for phase in plan.phases)
-    lower = estimate = upper = 0.0
-    notes: list[str] = []
-    for parts in plan.directions():
-        if not parts:
-            continue
-        found = _direction(Composition(parts), delta, cut)
-        lower, estimate, upper = max(lower, found.lower), max(estimate, found.estimate), max(upper, found.upper)
-        notes.append(found.note)
-    engine = MOMENTS if any(note.startswith("moments") for note in notes) else "contour"
-    return Interval(lower, estimate, upper, engine, "; ".join(dict.fromkeys(notes)))
-
-
-def _direction(composition: Composition, delta: float, cut: float) -> Interval:
-    """One direction, with `cut` the total variation between the sampler as it ran and Poisson."""
-    if composition.certain + cut >= delta:
+    directions = [parts for parts in plan.directions() if parts]
+    if not directions:
+        return Interval(0.0, 0.0, 0.0, "closed form", "nothing was spent")
+    compositions = [Composition(parts) for parts in directions]
+    certain = max(c.certain for c in compositions) + cut
+    if certain >= delta:
         raise PrivacyError(
-            f"delta {delta:g} is not above {composition.certain + cut:.3g}, which guarantees that may fail and "
-            "batches that may be cut spend at every epsilon: no finite epsilon can be quoted. Raise delta, or the "
-            "largest batch."
+            f"delta {delta:g} is not above {certain:.3g}, which guarantees that may fail and batches that may be cut "
+            "spend at every epsilon: no finite epsilon can be quoted. Raise delta, or the largest batch."
         )
     if cut == 0:
-        found = composition.epsilon(delta)
-        if isinstance(found, Interval):
-            return found
-        finite = (delta - composition.certain) / (1 - composition.certain)
-        bound, _ = composition.chernoff(finite)
-        if not math.isfinite(bound):
-            raise PrivacyError(f"no accountant has a sound answer here: {found.reason}")
-        return Interval(0.0, bound, bound, MOMENTS, f"moments alone, since {found.reason}")
-    # delta(eps) + (1 + e^eps) cut <= delta. The left side falls and then rises, so solve by repeated tightening.
+        found = contour_interval(directions, delta)
+        return found if isinstance(found, Interval) else _by_moments(compositions, delta, found.reason)
+    return _with_cut_batches(directions, delta, cut)
+
+
+def _by_moments(compositions: list[Composition], delta: float, reason: str) -> Interval:
+    """The Chernoff bounds, and nothing below them."""
+    bound = max(c.chernoff((delta - c.certain) / (1 - c.certain))[0] for c in compositions)
+    if not math.isfinite(bound):
+        raise PrivacyError(f"no accountant has a sound answer here: {reason}")
+    return Interval(0.0, bound, bound, MOMENTS, f"moments alone, since {reason}")
+
+
+def _with_cut_batches(directions: list[Parts], delta: float, cut: float) -> Interval:
+    """Epsilon when the sampler as it ran is within `cut` of Poisson in total variation, for both neighbours.
+
+    delta(eps) + (1 + e^eps) cut <= delta. The left side falls and then rises, so delta is tightened until it fits.
+    """
+    compositions = [Composition(parts) for parts in directions]
+    certain = max(c.certain for c in compositions)
+
+    def poisson(at: float) -> Interval:
+        found = contour_interval(directions, at)
+        return found if isinstance(found, Interval) else _by_moments(compositions, at, found.reason)
+
     remaining = delta - 2 * cut
-    for _ in range(60):
-        if remaining <= composition.certain:
+    for _ in range(40):
+        if remaining <= certain:
             break
-        found = _direction(composition, remaining, 0.0)
-        needed = delta - (1 + math.exp(min(found.upper, 700.0))) * cut
-        if remaining <= needed:
-            upper = found.upper
-            more = delta + (1 + math.exp(min(upper, 700.0))) * cut
-            lower = _direction(composition, more, 0.0).lower if more < 0.5 else 0.0
+        found = poisson(remaining)
+        lost = (1 + math.exp(min(found.upper, 700.0))) * cut
+        if remaining <= delta - lost:
+            lower = poisson(delta + lost).lower if delta + lost < 0.5 else 0.0
             note = f"{found.note}; cut batches cost delta {cut:.2g} and as much times e^epsilon"
-            return Interval(min(lower, found.lower), found.estimate, upper, found.engine, note)
-        remaining = min(needed, 0.999 * remaining)
+            return Interval(min(lower, found.lower), found.estimate, found.upper, found.engine, note)
+        remaining = min(delta - lost, 0.999 * remaining)
     raise PrivacyError(
         f"a batch is cut with probability {cut:.3g} in this run, and e^epsilon times that exceeds delta {delta:g}: no "
         "finite epsilon can be quoted. Raise the largest batch."

@@ -30,14 +30,14 @@ from samelaw.accounting.pairs import GuaranteePair, Pair
 from samelaw.contract.errors import PrivacyError
 
 ENGINE = "contour"
-TOLERANCES = (1e-9, 1e-6, 1e-3)
+TOLERANCES = (1e-9, 1e-4)
 """Relative errors of delta that are aimed at, in turn: the next where one takes too much work."""
-GUESSES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
+GUESSES = (1.0, 0.2, 0.01)
 """Shares of Chernoff's epsilon at which the first line is planned."""
 LARGEST_LINE = 1 << 22
 WIDENING = 1e-11
 """Relative widening of a solved epsilon: the last roundings of the solver and of the pairs' weights."""
-ORDERS = np.geomspace(2e-2, 2e4, 61)
+ORDERS = tuple(float(c) for c in np.geomspace(1e-5, 2e4, 93))
 
 Parts = Sequence[tuple[Pair, int]]
 """Pairs with how often each is composed."""
@@ -59,9 +59,11 @@ class Line:
         """(lower, estimate, upper) of the delta of the finite losses at epsilon."""
         y = self.spacing * np.arange(len(self.log_values))
         log_modulus = self.log_values.real - self.c * epsilon
+        if float(log_modulus.max()) > 600:  # far below the epsilon that the line is for
+            return 0.0, 1.0, math.inf
         modulus = np.exp(log_modulus)
         value = modulus * np.cos(self.log_values.imag - y * epsilon)
-        estimate = self.spacing / math.pi * (math.fsum(value) - value[0] / 2)
+        estimate = self.spacing / math.pi * (math.fsum(value) - float(value[0]) / 2)
         phase = 4 * UNIT * (y * abs(epsilon) + np.abs(self.log_values.imag) + np.abs(log_modulus) + 8)
         error = self.spacing / math.pi * float((modulus * (self.errors + phase)).sum())
         error += math.exp(min(700.0, self.log_tail - self.c * epsilon))
@@ -117,12 +119,16 @@ class Composition:
             c = math.exp(log_c)
             return (self.log_moment(c) + _log_payoff(c) - math.log(delta)) / c
 
-        values = [epsilon(math.log(c)) for c in ORDERS]
-        best = int(np.argmin(values))
-        if not math.isfinite(values[best]):
+        # The bound is unimodal in c, so every fourth order finds the neighbourhood.
+        coarse = {i: epsilon(math.log(ORDERS[i])) for i in range(0, len(ORDERS), 4)}
+        middle = min(coarse, key=lambda i: coarse[i])
+        if not math.isfinite(coarse[middle]):
             return math.inf, 1.0
+        near = range(max(0, middle - 3), min(len(ORDERS), middle + 4))
+        values = {i: epsilon(math.log(ORDERS[i])) for i in near}
+        best = min(values, key=lambda i: values[i])
         bounds = (math.log(ORDERS[max(0, best - 1)]), math.log(ORDERS[min(len(ORDERS) - 1, best + 1)]))
-        found = optimize.minimize_scalar(epsilon, bounds=bounds, method="bounded", options={"maxiter": 12})
+        found = optimize.minimize_scalar(epsilon, bounds=bounds, method="bounded", options={"maxiter": 8})
         value, at = min((values[best], math.log(ORDERS[best])), (float(found.fun), float(found.x)))
         return max(0.0, value), math.exp(at)
 
@@ -133,21 +139,19 @@ class Composition:
             TooMuchWork: see `Moments.along`, or the line would have more than 2^22 nodes.
         """
         aim = math.log(tolerance * delta)
-        orders = [c for c in ORDERS if math.isfinite(self.log_moment(c))]
-        if len(orders) < 2:
-            raise TooMuchWork("no moment of the privacy loss could be computed")
-        heights = {c: self.log_moment(c) - c * epsilon - math.log(c) - math.log1p(c) for c in orders}
+        heights = self._heights(epsilon)
+        if len(heights) < 2:
+            raise TooMuchWork("no two moments of the privacy loss could be computed")
         lowest = min(heights.values())
         best: tuple[float, float, float] | None = None
-        for c in orders:
+        for c in sorted(heights):
             if heights[c] > lowest + 4:  # further up, the integrand cancels more than it must
                 continue
-            below = -aim / c
-            above = [((self._log_chernoff(a, epsilon) - aim) / (a - c), a) for a in orders if a > c]
+            above = [((self._log_chernoff(a, epsilon) - aim) / (a - c), a) for a in heights if a > c]
             if not above:
                 continue
             width, order = min(above)
-            width = max(width, below, 1e-12)
+            width = max(width, -aim / c, 1e-12)
             if best is None or width < best[0]:
                 best = (width, c, order)
         if best is None:
@@ -182,6 +186,18 @@ class Composition:
             _log_geometric(c * width),
             (self._log_chernoff(order, 0.0) + _log_geometric((order - c) * width), order),
         )
+
+    def _heights(self, epsilon: float) -> dict[float, float]:
+        """ln of the integrand at the real point of a line, by c, for the orders around the lowest."""
+
+        def height(index: int) -> float:
+            c = ORDERS[index]
+            return self.log_moment(c) - c * epsilon - math.log(c) - math.log1p(c)
+
+        coarse = {i: height(i) for i in range(0, len(ORDERS), 4)}
+        middle = min(coarse, key=lambda i: coarse[i])
+        near = range(max(0, middle - 8), min(len(ORDERS), middle + 9))
+        return {ORDERS[i]: height(i) for i in near if math.isfinite(height(i))}
 
     def _log_chernoff(self, c: float, epsilon: float) -> float:
         """ln of an upper bound on delta(epsilon), any real epsilon."""
@@ -270,15 +286,22 @@ class Composition:
 
 def contour_interval(directions: Sequence[Parts], delta: float, *, certain: float = 0.0) -> Interval | Unavailable:
     """Epsilon at delta: the larger of the directions, bound by bound."""
+    if delta <= max((Composition(parts, certain=certain).certain for parts in directions), default=0.0):
+        return Unavailable(ENGINE, f"delta {delta:g} is spent at every epsilon")
+    compositions = [Composition(parts, certain=certain) for parts in directions]
+    bounds = [c.chernoff((delta - c.certain) / (1 - c.certain))[0] for c in compositions]
     lower = estimate = upper = 0.0
-    note = ""
-    for parts in directions:
-        found = Composition(parts, certain=certain).epsilon(delta)
+    notes: list[str] = []
+    for index in sorted(range(len(bounds)), key=lambda i: -bounds[i]):
+        if bounds[index] <= lower:
+            notes.append("the other direction costs less by its moments alone")
+            continue
+        found = compositions[index].epsilon(delta)
         if isinstance(found, Unavailable):
             return found
         lower, estimate, upper = max(lower, found.lower), max(estimate, found.estimate), max(upper, found.upper)
-        note = found.note
-    return Interval(lower, estimate, upper, ENGINE, note)
+        notes.append(found.note)
+    return Interval(lower, estimate, upper, ENGINE, "; ".join(dict.fromkeys(notes)))
 
 
 def _on(line: Line, delta: float, chernoff: float) -> tuple[float, float, float]:

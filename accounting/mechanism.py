@@ -60,7 +60,11 @@ class Priced:
     """A mechanism read from a ledger, with the delta that its law declares.
 
     Attributes:
-        mechanism: what happened, step by step the same.
+        mechanism: what happened; where steps differ, the largest rate and the least noise of any.
+        phases: the same, steps of one rate and multiplier together.
+        spends: what else was learned from the same data, as the ledger says.
+        mode: how owed noise was drawn.
+        table_coordinates, dense_coordinates: how many numbers of the model got noise.
         delta: where epsilon is quoted.
         declared_noise_multiplier: sigma of the law; the mechanism's may be lower by float32 rounding.
         key_origin: where the noise key came from, "os", "file" or "seed".
@@ -75,6 +79,11 @@ class Priced:
     examples: int
     releases: int
     resumes: int
+    phases: tuple[SampledGaussian, ...]
+    spends: tuple[Mapping[str, Any], ...]
+    mode: str
+    table_coordinates: int
+    dense_coordinates: int
 
 
 def mechanism_of(account: Spent) -> Priced:
@@ -85,8 +94,8 @@ def mechanism_of(account: Spent) -> Priced:
     Raises:
         LedgerError: an entry lacks what pricing needs, or the law does not hash to the digest beside it.
         PrivacyError: the sampler of a step is not "keyed-poisson"; there is no noise; the noise of a step is not
-            sigma * C of the law, or differs between steps; rounding to float32 took noise away; the adjacency is not
-            add/remove; there are more steps than the law declares.
+            sigma * C of the law, or of what the step itself declares; rounding to float32 took noise away; the
+            adjacency is not add/remove; there are more steps than the law declares.
     """
     try:
         return _read(account)
@@ -106,7 +115,8 @@ def _read(account: Spent) -> Priced:
             f"the ledger has {len(account.steps)} steps and its law declares {declared}: a run cannot be longer than "
             "declared, since its learning rates beyond were not a function of the step"
         )
-    smallest = sigma
+    rate = float(law["sampling_rate"])
+    applied: dict[tuple[float, float], tuple[float, int]] = {}
     for index, step in enumerate(account.steps):
         where = f"step {index} of the ledger"
         if step["sampler"] != "keyed-poisson":
@@ -114,21 +124,36 @@ def _read(account: Spent) -> Priced:
                 f"{where} was sampled by {step['sampler']!r}; only 'keyed-poisson' can be priced, since amplification "
                 "by sampling needs every example to join independently. Train with the trainer's own sample()."
             )
-        noise_std, rate = float(step["noise_std"]), float(step["lr"])
-        if noise_std != sigma * clip_norm:
+        clip_then, sigma_then, rate_then = (
+            float(step.get(name, value))
+            for name, value in (("clip_norm", clip_norm), ("noise_multiplier", sigma), ("sampling_rate", rate))
+        )
+        noise_std = float(step["noise_std"])
+        if noise_std != sigma_then * clip_then or not clip_then > 0:
             raise PrivacyError(
-                f"{where} added noise of std {noise_std!r} to the sum; the law says noise_multiplier * clip_norm = "
-                f"{sigma * clip_norm!r}. A noise level that changes between steps is not priced."
+                f"{where} added noise of std {noise_std!r} to the sum; its noise_multiplier * clip_norm is "
+                f"{sigma_then * clip_then!r}. A step whose noise is not the declared one is not priced."
             )
-        smallest = min(smallest, applied_multiplier(rate, noise_std, clip_norm, batch, where=where))
+        multiplier = applied_multiplier(float(step["lr"]), noise_std, clip_then, batch, where=where)
+        least, count = applied.get((rate_then, sigma_then), (sigma_then, 0))
+        applied[rate_then, sigma_then] = min(least, multiplier), count + 1
+    applied = applied or {(rate, sigma): (sigma, 0)}
+    phases = tuple(SampledGaussian(q, least, count) for (q, _), (least, count) in applied.items())
     return Priced(
-        mechanism=SampledGaussian(float(law["sampling_rate"]), smallest, len(account.steps)),
+        mechanism=SampledGaussian(
+            max(p.sampling_rate for p in phases), min(p.noise_multiplier for p in phases), len(account.steps)
+        ),
         delta=float(law["delta"]),
         declared_noise_multiplier=sigma,
         key_origin=str(account.opened.get("key_origin", "unknown")),
         examples=int(account.opened["examples"]),
         releases=len(account.releases),
         resumes=account.resumes,
+        phases=phases,
+        spends=tuple(account.spends),
+        mode=str(law["mode"]),
+        table_coordinates=sum(int(size[0]) * int(size[1]) for size in account.opened["tables"].values()),
+        dense_coordinates=sum(math.prod(map(int, shape)) for shape in account.opened["dense"].values()),
     )
 
 

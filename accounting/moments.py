@@ -23,8 +23,8 @@ UNIT = 2.0**-53
 DROPPED = 75.0
 """Nodes whose weight is below exp(-75) of the largest are left out, and charged to the error."""
 LARGEST_NODES = 60_000
-LARGEST_WORK = 4e9
-"""Complex multiplications along one line: ten seconds or so."""
+LARGEST_WORK = 1e9
+"""Complex multiplications along one line: a few seconds."""
 
 
 class TooMuchWork(ArithmeticError):
@@ -191,6 +191,8 @@ class Moments:
             value = math.expm1(exponent) if exponent < 700 else math.inf
             return value, 8 * UNIT * (1 + exponent) * (1 + value)
         if isinstance(self.pair, GuaranteePair):
+            if (self.c + 1) * self.pair.epsilon > 600:
+                raise TooMuchWork("the moment is above exp(600)")
             value = complex(_guarantee(self.pair.epsilon, np.array([complex(self.c)]))[0]).real
             return value, 16 * UNIT * (1 + self.c * self.pair.epsilon) * (1 + abs(value))
         nodes = self._at_rest()
@@ -296,18 +298,18 @@ def _log_ratio(mixture: Mixture, x: np.ndarray, sigma: float) -> tuple[np.ndarra
     exponent = np.multiply.outer(x, means / sigma**2) - means**2 / (2 * sigma**2)
     largest = exponent.real.max(axis=-1)
     near = ((exponent.real + np.log(weights)).max(axis=-1) < 0) & (largest < 600)
-    gentle = np.where(near[..., None], exponent, 0.0)
+    value, error = np.empty(x.shape, dtype=exponent.dtype), np.empty(x.shape)
+    gentle = exponent[near]
     from_one = np.expm1(gentle)
-    small = np.log1p(from_one @ weights)
+    value[near] = np.log1p(from_one @ weights)
+    error[near] = (np.abs(from_one) + np.abs(gentle) * np.exp(gentle.real)) @ weights
     # Far out, the largest term is taken out: with its phase where it is the only one, so that the branch is kept.
-    top = exponent[..., 0] if len(moved) == 1 else np.maximum(largest, 0.0)
+    steep = exponent[~near]
+    top = steep[..., 0] if len(moved) == 1 else np.maximum(largest[~near], 0.0)
     rest = max(0.0, 1.0 - math.fsum(weights))
-    inside = np.exp(np.where(near[..., None], 0.0, exponent - top[..., None])) @ weights
-    far = top + np.log(inside + rest * np.exp(np.where(near, 0.0, -top)))
-    value = np.where(near, small, far)
-    size = (np.abs(from_one) + np.abs(gentle) * np.exp(gentle.real)) @ weights
-    error = 8 * UNIT * (np.abs(value) + np.where(near, size, 1 + np.abs(exponent).max(axis=-1)))
-    return value, error
+    value[~near] = top + np.log(np.exp(steep - top[..., None]) @ weights + rest * np.exp(-top))
+    error[~near] = 1 + np.abs(steep).max(axis=-1, initial=0.0)
+    return value, 8 * UNIT * (np.abs(value) + error)
 
 
 def _support(branch: Branch, c: float) -> tuple[float, float]:

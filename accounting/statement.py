@@ -5,45 +5,52 @@ Public names: `price` a ledger, `state` a mechanism, `epsilon_by_step` for a plo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from samelaw.accounting import pld, prv, rdp
+from samelaw.accounting import generator, pld, prv, rdp
+from samelaw.accounting.assumptions import Assumptions, Sampler
 from samelaw.accounting.calibration import calibrate
+from samelaw.accounting.composition import Plan, Spend, price_plan
 from samelaw.accounting.engines import evaluate, exact_interval
 from samelaw.accounting.interval import Interval, Unavailable
 from samelaw.accounting.mechanism import Priced, SampledGaussian, mechanism_of
-from samelaw.contract.errors import InputError
+from samelaw.contract.errors import InputError, PrivacyError
 from samelaw.contract.figures import rounded_down, rounded_up
 from samelaw.contract.ledger import Spent
 from samelaw.contract.spec import PrivacySpec
 
-__all__ = ["EpsilonAtStep", "PrivacyStatement", "calibrate", "epsilon_by_step", "price", "state"]
+__all__ = [
+    "EpsilonAtStep",
+    "PrivacyStatement",
+    "calibrate",
+    "epsilon_by_step",
+    "plan_of",
+    "price",
+    "state",
+    "state_plan",
+]
 
-SCHEMA = "samelaw.statement/1"
+SCHEMA = "samelaw.statement/2"
 CURVE_CELLS = 1 << 16
 
-ASSUMPTIONS = (
-    "Neighbouring data sets differ in one example, present in one and absent from the other (add/remove).",
-    "Every example joined every batch independently with probability sampling_rate, by secret draws.",
+ALWAYS_ASSUMED = (
     "One example's contribution to a step has joint L2 norm at most clip_norm (claim S1 tests it).",
     "The noise of every step is Gaussian, independent of all else and secret: the generator cannot be told from random "
     "words, and the key was never shown.",
-    "The sampling rate, the expected batch size, the learning rates and the number of steps were chosen without "
-    "looking at the data.",
-    "Whoever sees the result may have seen the model after every step, but not the batches, the ledger or the key.",
+    generator.ASSUMPTION,
+    "The sampling rate, the expected batch size, the clip norms, the learning rates and the number of steps were "
+    "chosen without looking at the data.",
 )
 NOT_INCLUDED = (
-    "The noise generator's own distance from the normal law (docs/noise.md gives it per draw) and the rounding of "
-    "weights to float32: no term for them is in delta.",
+    "The density error of the noise generator, and the rounding of weights to float32: generator_delta covers the cut "
+    "tail alone.",
     "Anything learned from the data outside the ledger: vocabularies, hyper-parameters, other runs, evaluation scores.",
-    "Several examples of one person: epsilon speaks of one example.",
 )
-
-
-NO_BOUND = "The second opinion is no bound at this delta and number of steps: rounding in float64 could matter."
+ONE_EXAMPLE = "Several examples of one person: epsilon speaks of one example."
 
 
 class EpsilonAtStep(NamedTuple):
@@ -66,8 +73,11 @@ class PrivacyStatement:
         second_opinion: epsilon by dp_accounting's pessimistic PLD; None when it has no answer.
         second_engine: its name and version, or why there is no answer.
         renyi: the upper bound from Renyi DP.
-        mechanism: what was priced.
-        adjacency: "add_remove".
+        mechanism: what was priced; where steps differ, the largest rate and the least noise of any.
+        plan: all that was priced together: phases, assumptions as values, other spending.
+        adjacency: of the plan's assumptions.
+        generator_delta: what the noise generator's cut tail may add to delta; None where no run is spoken of.
+        generator: that in words.
         assumptions: what the promise rests on.
         not_included: what it does not cover.
         caveats: facts of this run that a reader must know.
@@ -82,44 +92,86 @@ class PrivacyStatement:
     reason: str
     second_opinion: float | None
     second_engine: str
-    renyi: float
+    renyi: float | None
     mechanism: SampledGaussian
+    plan: Plan
+    generator_delta: float | None = None
+    generator: str = "no run: nothing was drawn"
     adjacency: str = "add_remove"
-    assumptions: tuple[str, ...] = ASSUMPTIONS
+    assumptions: tuple[str, ...] = ()
     not_included: tuple[str, ...] = NOT_INCLUDED
     caveats: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
-        record = asdict(self)
+        record = asdict(self) | {"plan": self.plan.to_json()}
         return {"schema": SCHEMA, **{k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}}
 
     def __str__(self) -> str:
         return (
             f"epsilon in [{rounded_down(self.lower, 4)}, {rounded_up(self.upper, 4)}] (estimate {self.estimate:.4g}) "
-            f"at delta {rounded_up(self.delta, 6)}, add/remove, {self.mechanism.steps} steps, by {self.engine}"
+            f"at delta {rounded_up(self.delta, 6)}"
+            + (f" + {rounded_up(self.generator_delta, 2)} (generator)" if self.generator_delta is not None else "")
+            + f", {self.adjacency.replace('_', '/')}, {self.mechanism.steps} steps, by {self.engine}"
         )
 
 
-def price(account: Spent, *, delta: float | None = None) -> PrivacyStatement:
+def price(account: Spent, *, delta: float | None = None, assumptions: Assumptions | None = None) -> PrivacyStatement:
     """Price what a verified ledger says was run (`contract.ledger.spent`).
 
     Args:
         account: the resolved ledger.
         delta: where to quote epsilon; the law's own delta by default.
+        assumptions: other neighbours or another unit of privacy than the law's one example, added or removed.
 
     Raises:
-        PrivacyError: it cannot be priced soundly; see `mechanism_of`.
+        PrivacyError: it cannot be priced soundly; see `mechanism_of` and `Assumptions`.
     """
     priced = mechanism_of(account)
-    return state(priced.mechanism, priced.delta if delta is None else delta, caveats=_caveats(priced))
+    plan = plan_of(priced, assumptions)
+    found = state_plan(plan, priced.delta if delta is None else delta, caveats=_caveats(priced))
+    cut = generator.cut_tail(
+        found.mechanism,
+        plan.assumptions,
+        priced.mode,
+        generator.Coordinates(priced.table_coordinates, priced.dense_coordinates),
+        epsilon=found.upper,
+        delta=found.delta,
+    )
+    return replace(found, generator_delta=cut.delta, generator=cut.words)
+
+
+def plan_of(priced: Priced, assumptions: Assumptions | None = None) -> Plan:
+    """The plan that a ledger tells of.
+
+    Raises:
+        PrivacyError: something was learned from the data and its cost is not known; or the sampler asked for is not
+            the one that ran.
+    """
+    assumed = assumptions or Assumptions()
+    if assumed.sampler is not Sampler.POISSON:
+        raise PrivacyError(
+            "the ledger says that every batch was drawn by keyed Poisson sampling; it is not priced as "
+            f"{assumed.sampler}"
+        )
+    return Plan(priced.phases, assumed, tuple(_spend(data) for data in priced.spends))
 
 
 def state(mechanism: SampledGaussian, delta: float, *, caveats: tuple[str, ...] = ()) -> PrivacyStatement:
     """The statement for a mechanism, whether it was run or is only planned."""
-    answer = evaluate(mechanism, delta)
-    interval, second = answer.interval, answer.second_opinion
-    missing = isinstance(second, Unavailable)
+    return state_plan(Plan((mechanism,)), delta, caveats=caveats)
+
+
+def state_plan(plan: Plan, delta: float, *, caveats: tuple[str, ...] = ()) -> PrivacyStatement:
+    """The statement for everything in a plan together."""
+    second: float | Unavailable
+    if plan.simple:
+        answer = evaluate(plan.phases[0], delta)
+        interval, reason, second, renyi = answer.interval, answer.reason, answer.second_opinion, answer.renyi
+    else:
+        interval, reason, renyi = price_plan(plan, delta), "only the moments of its pairs can be composed", None
+        second = Unavailable("none", "no other accountant here prices this adjacency, unit or composition")
+    unit = () if plan.assumptions.examples_per_unit > 1 else (ONE_EXAMPLE,)
     return PrivacyStatement(
         lower=interval.lower,
         estimate=interval.estimate,
@@ -127,16 +179,30 @@ def state(mechanism: SampledGaussian, delta: float, *, caveats: tuple[str, ...] 
         delta=delta,
         engine=interval.engine,
         note=interval.note,
-        reason=answer.reason,
+        reason=reason,
         second_opinion=None if isinstance(second, Unavailable) else second,
         second_engine=f"{second.engine}: {second.reason}" if isinstance(second, Unavailable) else pld.engine(),
-        renyi=answer.renyi,
-        mechanism=mechanism,
-        caveats=caveats
-        + (
-            () if missing or delta >= pld.SMALLEST_DELTA else (f"The second opinion is no bound below delta {1e-8:g}.",)
-        ),
+        renyi=renyi,
+        mechanism=plan.summary,
+        plan=plan,
+        adjacency=str(plan.assumptions.adjacency),
+        assumptions=plan.assumptions.words() + ALWAYS_ASSUMED,
+        not_included=NOT_INCLUDED + unit,
+        caveats=caveats,
     )
+
+
+def _spend(data: Mapping[str, Any]) -> Spend:
+    """A "spend" entry of a ledger."""
+    try:
+        return Spend(
+            str(data["what"]),
+            None if data.get("epsilon") is None else float(data["epsilon"]),
+            float(data.get("delta", 0.0)),
+            None if data.get("noise_multiplier") is None else float(data["noise_multiplier"]),
+        )
+    except (KeyError, TypeError, ValueError) as cause:
+        raise PrivacyError(f"a 'spend' entry of the ledger cannot be priced: {cause}") from cause
 
 
 def epsilon_by_step(

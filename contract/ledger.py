@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from samelaw.contract.errors import LedgerError
 
 SCHEMA = "samelaw.ledger/1"
 GENESIS = "0" * 64
-EVENTS = ("open", "step", "settle", "checkpoint", "resume", "release")
+EVENTS = ("open", "spend", "step", "settle", "checkpoint", "resume", "release")
 
 
 @dataclass(frozen=True)
@@ -219,12 +219,14 @@ class Spent:
             and must have been the same step.
         releases: data of each "release" entry.
         resumes: number of resumes.
+        spends: data of each "spend" entry: what was learned from the same data outside the steps.
     """
 
     opened: dict[str, Any]
     steps: list[dict[str, Any]]
     releases: list[dict[str, Any]]
     resumes: int
+    spends: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
 
 def spent(entries: list[Entry]) -> Spent:
@@ -240,6 +242,7 @@ def spent(entries: list[Entry]) -> Spent:
     steps: list[dict[str, Any]] = []
     next_step, resumes = 0, 0
     releases: list[dict[str, Any]] = []
+    spends: list[dict[str, Any]] = []
     for entry in entries[1:]:
         if releases:
             raise LedgerError(
@@ -268,7 +271,9 @@ def spent(entries: list[Entry]) -> Spent:
             if _step_of(entry) != next_step or next_step != len(steps):
                 raise LedgerError(f"entry {entry.seq} releases step {_step_of(entry)}, but {len(steps)} steps were run")
             releases.append(entry.data)
-    return Spent(entries[0].data, steps, releases, resumes)
+        elif entry.event == "spend":
+            spends.append(entry.data)
+    return Spent(entries[0].data, steps, releases, resumes, spends)
 
 
 def _step_of(entry: Entry) -> int:

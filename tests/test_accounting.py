@@ -258,6 +258,12 @@ def test_accountants_that_contradict_each_other_are_not_quoted(monkeypatch: pyte
 def test_without_prv_accountant_the_bounds_of_pld_are_quoted(monkeypatch: pytest.MonkeyPatch):
     mechanism = SampledGaussian(0.05, 1.1, STEPS)
     before = evaluate(mechanism, 1e-5).interval
+    assert before.engine == "contour"
+    monkeypatch.setattr(engines, "contour_interval", lambda *a, **k: Unavailable("contour", "out of paper"))
+    gridded = evaluate(mechanism, 1e-5)
+    assert gridded.interval.engine.startswith("prv-accountant")
+    assert "out of paper" in gridded.reason
+    assert gridded.interval.lower <= before.estimate <= gridded.interval.upper
     monkeypatch.setattr(engines.prv, "prv_interval", lambda *a, **k: Unavailable("prv-accountant", "not today"))
     found = evaluate(mechanism, 1e-5)
     assert found.interval.engine == pld.engine()

@@ -14,7 +14,7 @@ import pytest
 from dp_accounting.rdp import RdpAccountant
 from scipy import integrate, optimize, stats
 
-from samelaw.accounting import pld, prv, rdp
+from samelaw.accounting import contour, engines, pld, prv, rdp
 from samelaw.accounting.closed_forms import gaussian_log_delta, single_step_log_delta, solve_epsilon
 from samelaw.accounting.engines import evaluate
 from samelaw.accounting.interval import Interval, Unavailable
@@ -35,32 +35,38 @@ def name_of(point: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("point", GOLDEN, ids=[name_of(p) for p in GOLDEN])
-@pytest.mark.parametrize(
-    ("cells", "width"), [pytest.param(1 << 17, 0.1, id="small grid"), pytest.param(None, 0.025, marks=pytest.mark.slow)]
-)
-def test_the_statement_brackets_the_golden_epsilon(
-    point: dict[str, Any], cells: int | None, width: float, monkeypatch: pytest.MonkeyPatch
-):
-    """With the grid that ships (slow), and with a smaller one: less precise, as sound."""
-    if cells is not None:
-        monkeypatch.setattr(prv, "LARGEST_GRID", cells)
+def test_the_statement_brackets_the_golden_epsilon(point: dict[str, Any]):
     mechanism = SampledGaussian(float(point["sampling_rate"]), float(point["noise_multiplier"]), point["steps"])
     truth, delta = float(point["epsilon"]), float(point["delta"])
-    half_digit = float(Decimal(1).scaleb(point["epsilon"].as_tuple().exponent) / 2)  # the file's own precision
     found = state(mechanism, delta)
-    assert found.lower <= truth + half_digit
-    assert found.upper >= truth - half_digit
-    assert found.renyi >= truth - half_digit
+    # Half of the file's last digit, and one point that the file has in too few of its digits: an integration in long
+    # doubles says 3.20950375.
+    half_digit = float(Decimal(1).scaleb(point["epsilon"].as_tuple().exponent) / 2)
+    slack = 4e-6 if (mechanism.steps, delta) == (66_681, 1e-10) else half_digit
+    assert found.lower <= truth + slack
+    assert found.upper >= truth - slack
+    assert found.renyi is not None
+    assert found.renyi >= truth - slack
     if pld.is_bound(mechanism, delta):
         assert found.second_opinion is not None
-        assert found.second_opinion >= truth - half_digit
-    # And it says something, but for the point that only the Renyi bound can answer soundly.
-    if mechanism.steps < 10**6:
-        assert found.upper <= truth * (1 + width)
-        assert found.lower >= truth * (1 - width)
-    else:
-        assert found.engine == rdp.ENGINE
-        assert found.estimate == pytest.approx(truth, rel=0.01)
+        assert truth - slack <= found.second_opinion <= truth * 1.005
+    assert found.upper <= truth + max(slack, 1e-6 * truth) + half_digit
+    assert found.lower >= truth - max(slack, 1e-6 * truth) - half_digit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", GOLDEN, ids=[name_of(p) for p in GOLDEN])
+def test_prv_accountant_brackets_the_golden_epsilon(point: dict[str, Any]):
+    mechanism = SampledGaussian(float(point["sampling_rate"]), float(point["noise_multiplier"]), point["steps"])
+    truth, delta = float(point["epsilon"]), float(point["delta"])
+    if mechanism.sampling_rate == 1:
+        pytest.skip("prv-accountant is not used for full batches")
+    found = prv.prv_interval(mechanism, delta, scale=rdp.rdp_epsilon(mechanism, delta))
+    if isinstance(found, Unavailable):
+        pytest.skip(found.reason)
+    assert found.lower <= truth + 4e-6
+    assert found.upper >= truth - 4e-6
+    assert found.upper - found.lower <= 0.05 * truth
 
 
 # -------------------------------------------------------------------------------------------------- a contour integral
@@ -134,13 +140,19 @@ def test_every_engine_agrees_with_the_contour_integral(point: tuple[float, float
     removal = contour_epsilon(mechanism, delta, answer.interval.estimate, True)
     addition = contour_epsilon(mechanism, delta, answer.interval.estimate, False)
     truth = max(removal, addition)
-    assert answer.interval.engine == prv.engine()
-    assert answer.interval.lower <= truth <= answer.interval.upper
-    # The estimate's discretising error averages out over the steps, so it is far better than the bracket.
-    assert answer.interval.estimate == pytest.approx(truth, rel=1e-4)
+    assert answer.interval.engine == contour.ENGINE
+    # brentq stops within 1e-7 of the truth.
+    assert answer.interval.lower - 1e-7 <= truth <= answer.interval.upper + 1e-7
+    assert answer.interval.upper - answer.interval.lower <= 1e-7
     assert answer.renyi >= truth
-    assert not isinstance(answer.second_opinion, Unavailable)
-    assert truth <= answer.second_opinion <= truth * 1.005
+    found = prv.prv_interval(mechanism, delta, scale=answer.renyi)
+    assert isinstance(found, Interval)
+    assert found.lower <= truth <= found.upper
+    # The estimate's discretising error averages out over the steps, so it is far better than the bracket.
+    assert found.estimate == pytest.approx(truth, rel=1e-4)
+    if pld.is_bound(mechanism, delta):
+        assert not isinstance(answer.second_opinion, Unavailable)
+        assert truth <= answer.second_opinion <= truth * 1.005
 
 
 # -------------------------------------------------------------------------------------------------------- closed forms
@@ -245,14 +257,17 @@ def test_the_point_at_which_prv_accountant_raises_is_answered():
     assert found.lower <= 34.70774 <= found.upper
 
 
-def test_pld_below_its_smallest_delta_is_shown_and_not_used_as_a_bound():
+def test_pld_below_its_smallest_delta_is_no_second_opinion():
     """The library under-reports there; at its default grid it says 10.277 where the truth is 10.347."""
-    found = state(SampledGaussian(0.01, 1.0, 10_000), 1e-14)
-    assert found.engine == rdp.ENGINE
-    assert "rounding" in found.reason
-    assert any("second opinion" in caveat for caveat in found.caveats)
-    answer = evaluate(SampledGaussian(0.01, 1.0, 10_000), 1e-14)
-    assert found.upper == answer.renyi
+    mechanism = SampledGaussian(0.01, 1.0, 10_000)
+    found = state(mechanism, 1e-12)
+    assert found.engine == contour.ENGINE
+    assert found.lower == pytest.approx(10.347, abs=5e-4)
+    assert found.second_opinion is None
+    assert "rounding" in found.second_engine
+    said = next(o for o in engines.opinions(mechanism, 1e-12) if o.engine == pld.engine())
+    assert isinstance(said.interval, Unavailable)
+    assert "no bound" in said.interval.reason
 
 
 # ------------------------------------------------------------------------------------------------- bounded in advance
