@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from samelaw.cli import attack_command, audit_command, calibrate_command, conform_command
+from samelaw.cli import attack_command, audit_command, calibrate_command, conform_command, power_command
 from samelaw.contract.errors import DataError, InputError, NoiseKeyError, PrivacyError, SamelawError
 
 HOLDS, REFUTED, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
@@ -242,6 +242,7 @@ def build_parser() -> argparse.ArgumentParser:
     audit_command.add_parser(commands)
     calibrate_command.add_parser(commands)
     conform_command.add_parser(commands)
+    power_command.add_parser(commands)
     workloads = commands.add_parser("workloads", help="list the data sets and synthetic traces")
     workloads.add_argument("--json", action="store_true")
     return parser
@@ -297,6 +298,7 @@ _COMMANDS = {
     "audit": audit_command.run,
     "calibrate": calibrate_command.run,
     "conform": conform_command.run,
+    "power": power_command.run,
     "workloads": _workloads,
 }
 

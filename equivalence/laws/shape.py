@@ -22,13 +22,9 @@ from samelaw.equivalence.laws.measured import (
 )
 from samelaw.equivalence.laws.moments import normal_quantile
 
-# Functionals of h(u) = phi(x) x, u = Phi(x), the direction in which a change of scale moves the distribution function:
-# the integral of h^2/(u(1-u)), and the variance of the integral of B h/(u(1-u)) over Brownian bridges B.
-_AD_SCALE_SHIFT = 0.270070363
-_AD_SCALE_SPREAD = 0.0429597565
-_AD_NULL_VARIANCE = 2 * (math.pi**2 - 9) / 3
 _AD_TAIL_FROM = 3.8
 _AD_TERMS = 12
+_AD_GRID = 401
 _NODES, _WEIGHTS = np.polynomial.hermite.hermgauss(256)
 
 _DISTANCE = "distance of distribution functions"
@@ -91,7 +87,7 @@ def anderson_darling(
 ) -> TestResult:
     """Anderson-Darling statistic against the normal law with known mean and std, strong where tails differ.
 
-    The detectable gap is that of a wrong std, from the mean and variance of A^2 under it.
+    The detectable gap is that of a std too large or too small, from the mean and variance of A^2 under it.
 
     Raises:
         InputError: a rate is not in (0, 0.5].
@@ -133,12 +129,31 @@ def _anderson_darling_limits(n: int, false_alarm: float, false_pass: float) -> t
     threshold = solve(lambda x: math.log(anderson_darling_tail(x) / false_alarm), 0.1, 700.0)
     quantile = normal_quantile(false_pass)
 
-    def excess(log_gap: float) -> float:
-        shift = n * math.exp(2 * log_gap)
-        spread = _AD_NULL_VARIANCE + 4 * _AD_SCALE_SPREAD * shift
-        return 1 + _AD_SCALE_SHIFT * shift - quantile * math.sqrt(spread) - threshold
+    def excess(log_gap: float, sign: int) -> float:
+        mean, variance = _anderson_darling_moments(n, 1 + sign * math.exp(log_gap))
+        return mean - quantile * math.sqrt(variance) - threshold
 
-    return threshold, math.exp(solve(excess, -30.0, 10.0))
+    if min(excess(math.log(0.5), sign) for sign in (-1, 1)) <= 0:
+        return threshold, math.inf
+    return threshold, max(math.exp(solve(partial(excess, sign=sign), -30.0, math.log(0.5))) for sign in (-1, 1))
+
+
+def _anderson_darling_moments(n: int, std: float) -> tuple[float, float]:
+    """Mean of A^2, and about its variance, for n normals of this std.
+
+    With F their distribution function, u the standard normal one and w = 1/(u (1 - u)), A^2 is the integral over u of
+    w (B + sqrt(n) (F - u))^2 for an empirical process B of covariance K = F(min) - F F: mean = integral of w F (1 - F)
+    + n w (F - u)^2, variance = that of the part linear in B and that of the part quadratic in it (as for Gaussian B).
+    """
+    x = np.linspace(-8, 8, _AD_GRID)
+    low, high = special.ndtr(x / std), special.ndtr(-x / std)
+    weight = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) * (x[1] - x[0]) / (special.ndtr(x) * special.ndtr(-x))
+    covariance = np.minimum.outer(low, low) * np.minimum.outer(high, high)
+    shift = low - special.ndtr(x)
+    linear = weight * shift
+    mean = float((weight * low * high).sum() + n * (weight * shift**2).sum())
+    variance = 4 * n * float(linear @ covariance @ linear) + 2 * float(weight @ covariance**2 @ weight)
+    return mean, variance
 
 
 def _distance_limits(n: int, false_alarm: float, false_pass: float) -> Limits:
@@ -149,5 +164,5 @@ def _distance_limits(n: int, false_alarm: float, false_pass: float) -> Limits:
 
 def _square_limits(n: int, false_alarm: float, false_pass: float) -> Limits:
     threshold, detectable = _anderson_darling_limits(n, false_alarm, false_pass)
-    # The expansion behind `detectable` is linear in the gap: beyond a fifth it says nothing reliable.
+    # So few samples that only larger gaps are seen are too few for the normal approximation behind `detectable`.
     return Limits(threshold, detectable if detectable < 0.2 else None, 1 - false_pass)
