@@ -11,8 +11,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "power",
         help="plant gaps of stated size in correct noise and report how often they are seen",
         description="Plants in exact normals, for each test of law, a gap of exactly the size that it claims to "
-        "detect; and in the noise of real runs of the lazy trainer gaps of stated sizes, judged by the whole suite at its "
-        "working error rates. Reports detection rates with Clopper-Pearson intervals beside what was promised. "
+        "detect; and in the noise of real runs of the lazy trainer gaps of stated sizes, judged by the whole suite at "
+        "its working error rates. Reports detection rates with Clopper-Pearson intervals beside what was promised. "
         "Exit 0: no promise is refuted; 1: one is; 2: bad input.",
     )
     parser.add_argument("--runs", type=int, default=30, help="real runs, each with every gap (default 30)")

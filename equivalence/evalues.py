@@ -294,7 +294,10 @@ def _log_slope(cross: float, square: float) -> float:
 
 
 def _log_average(logs: Sequence[float]) -> float:
-    return float(special.logsumexp(logs)) - math.log(len(logs))
+    most = max(logs)
+    if math.isinf(most):
+        return most
+    return most + math.log(sum(math.exp(log - most) for log in logs) / len(logs))
 
 
 def _exp(log_value: float) -> float:
