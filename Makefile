@@ -84,6 +84,7 @@ docs: $(PACKAGE)
 
 golden: $(PACKAGE)
 	$(BIN)/python tools/make_golden.py
+	$(BIN)/python tools/make_golden_runs.py
 
 calibration: $(PACKAGE)
 	$(BIN)/samelaw calibrate --runs 2100 --synthetic 20000 --seed 20261126 --write docs/power.md

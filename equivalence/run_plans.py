@@ -53,6 +53,7 @@ class Example:
         slope, power: slopes[f][d] = ((slope * (d + 1) + 7 * f) mod 17 - 8) * 2^power.
         weights: per feature one weight per id, or None; empty for no weights at all.
         dense: the dense input; 0 or a power of two of either sign.
+        given: the slopes of every feature, one by one, in place of `slope` and `power`.
     """
 
     bags: tuple[tuple[int, ...], ...]
@@ -60,9 +61,12 @@ class Example:
     power: int = -3
     weights: tuple[tuple[float, ...] | None, ...] = ()
     dense: tuple[float, ...] = ()
+    given: tuple[tuple[float, ...], ...] = ()
 
     def slopes(self, feature: int, dim: int) -> Float32[np.ndarray, "dim"]:
         """v for one feature: exact in float32."""
+        if self.given:
+            return np.array(self.given[feature], dtype=np.float32)
         whole = (self.slope * np.arange(1, dim + 1, dtype=np.int64) + 7 * feature) % 17 - 8
         return np.ldexp(whole.astype(np.float32), self.power).astype(np.float32)
 
@@ -81,11 +85,12 @@ class RunPlan:
         tables: the tables; those whose `name` is named by no feature are never read.
         features: for each feature, its table's place in `tables`; features may share one.
         examples: the training set.
-        schedule: ("constant", rate), ("piecewise", boundaries, rates) or ("cosine", peak, warmup).
+        schedule: ("constant", rate), ("piecewise", boundaries, rates), ("cosine", peak, warmup), or ("named", name,
+            starts, rates), which is a Schedule as it is.
         steps: number of steps.
         batches: the examples of each step; None for the keyed sampler.
         mode, clip_norm, noise_multiplier, expected_batch_size, sampling_rate, rounds: the law.
-        key: seed of the noise key.
+        key: seed of the noise key, or the key itself as 64 hexadecimal digits.
         curvature: see above.
         dense_width: width of the dense parameter; 0 for none.
         restarts: (save, kill) pairs: a checkpoint before step `save`, the trainer dropped before step `kill` >= save,
@@ -93,6 +98,8 @@ class RunPlan:
         early: steps before which everything is settled.
         announce: tell the trainer before each step which rows the next one reads.
         look_ahead, threads, settle_chunk, check_mixing: contract.spec.ExecutionOptions.
+        weights_given: the initial weights of each table, row after row, then of the dense parameter; by default they
+            are made up.
     """
 
     tables: tuple[Table, ...]
@@ -107,7 +114,7 @@ class RunPlan:
     expected_batch_size: float = 2.0
     sampling_rate: float = 0.5
     rounds: int = 12
-    key: int = 0
+    key: int | str = 0
     curvature: float = 0.0
     dense_width: int = 0
     restarts: tuple[tuple[int, int], ...] = ()
@@ -117,6 +124,7 @@ class RunPlan:
     threads: int = 1
     settle_chunk: int = 1 << 16
     check_mixing: bool = False
+    weights_given: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.batches is not None and len(self.batches) != self.steps:
@@ -150,6 +158,8 @@ class RunPlan:
 
     @cached_property
     def noise_key(self) -> NoiseKey:
+        if isinstance(self.key, str):
+            return NoiseKey.from_bytes(bytes.fromhex(self.key), origin="seed")
         return NoiseKey.from_seed(self.key)
 
     def table_name(self, table: int) -> str:
@@ -165,6 +175,10 @@ class RunPlan:
         found: dict[str, np.ndarray] = {}
         for number in self.table_order():
             table = self.tables[number]
+            if self.weights_given:
+                given = np.array(self.weights_given[number], dtype=np.float32)
+                found[self.table_name(number)] = given.reshape(table.rows, table.dim)
+                continue
             place = np.arange(table.rows * table.dim, dtype=np.int64) + 1
             mixed = (place * 40503 + number * 12289) % (1 << 16) - (1 << 15)
             weights = np.ldexp(mixed.astype(np.float32), -16).astype(np.float32)
@@ -175,6 +189,8 @@ class RunPlan:
         """The dense parameter starts at 1/4, 1/2, ..., one value a column."""
         if self.dense_width == 0:
             return {}
+        if self.weights_given:
+            return {DENSE: np.array(self.weights_given[-1], dtype=np.float32).reshape(1, -1)}
         return {DENSE: (np.arange(1, self.dense_width + 1, dtype=np.float32) / 4).reshape(1, -1).astype(np.float32)}
 
     def padding(self) -> dict[str, int]:
@@ -247,6 +263,8 @@ def _schedule(said: Sequence[object], steps: int) -> Schedule:
             return Schedule.piecewise(boundaries, rates, steps=steps)
         case ("cosine", float(peak), int(warmup)):
             return Schedule.warmup_cosine(peak, steps=steps, warmup=warmup)
+        case ("named", str(name), tuple(starts), tuple(rates)):
+            return Schedule(starts, rates, steps, name)
         case other:
             raise InputError(
                 "schedule must be ('constant', rate), ('piecewise', boundaries, rates) or ('cosine', peak, warmup), "
