@@ -231,12 +231,16 @@ def _compared(replay: Replay, folder: RunFolder, request: Request, total: int) -
     found = replay.differences()
     tables = len(folder.opened["tables"])
     if found.rows:
-        wrong = sum(map(len, found.rows.values()))
+        wrong, first = sum(map(len, found.rows.values())), {name: rows[:5] for name, rows in found.rows.items()}
         rows = finding(
             "R3",
             Verdict.REFUTED,
-            f"{wrong} of {found.compared} rows that were executed again were released with other weights.",
-            private={"first_rows": {name: rows[:5] for name, rows in found.rows.items()}},
+            "Rows that were executed again were released with other weights.",
+            private={
+                "rows": wrong,
+                "of": found.compared,
+                "first_rows": {name: rows[:5] for name, rows in found.rows.items()},
+            },
         )
     elif found.compared == total:
         rows = finding("R3", Verdict.PROVED, f"All {total} rows of {tables} tables were executed again, to the bit.")
@@ -252,6 +256,6 @@ def _compared(replay: Replay, folder: RunFolder, request: Request, total: int) -
     if not names:
         return [rows, not_assessed("R4", "The model has no dense parameters.")]
     if found.parameters:
-        said = f"{len(found.parameters)} of {len(names)} dense parameters were released with other values."
+        said = "Dense parameters that were executed again were released with other values."
         return [rows, finding("R4", Verdict.REFUTED, said, private={"parameters": found.parameters})]
     return [rows, finding("R4", Verdict.PROVED, f"All {len(names)} dense parameters were executed again, to the bit.")]

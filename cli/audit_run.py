@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from samelaw.audit.auditing import Audit, Request, Rows, audit
-from samelaw.audit.findings import Verdict
+from samelaw.audit.findings import Finding, Verdict
 from samelaw.audit.junit import junit
 from samelaw.audit.record import private_evidence, public_record
 from samelaw.audit.report_page import headline, page
@@ -19,6 +20,7 @@ from samelaw.contract.noise import NoiseKey
 from samelaw.contract.untrusted import BoundedFile
 
 _LARGEST_KEY = 1024
+_WIDTH = 110
 _STATUS = {Verdict.REFUTED: REFUTED, Verdict.NOT_ASSESSED: INCONCLUSIVE}
 
 
@@ -46,10 +48,17 @@ def run_audit(options: argparse.Namespace) -> int:
         print(json.dumps(record, indent=2, sort_keys=True))
     else:
         for finding in found.findings:
-            gap = f" Would have been seen: {finding.detectable}." if finding.detectable else ""
-            print(f"{finding.check}  {finding.verdict:<12}  {finding.title}\n{'':18}{finding.said}{gap}")
+            print(text_of(finding))
     print(headline(record), file=sys.stderr)
     return _STATUS.get(found.verdict, NOT_REFUTED)
+
+
+def text_of(finding: Finding) -> str:
+    """A finding in a few lines of a terminal."""
+    gap = f" Would have been seen: {finding.detectable}." if finding.detectable else ""
+    margin = " " * 18
+    lines = textwrap.wrap(finding.said + gap, _WIDTH, initial_indent=margin, subsequent_indent=margin)
+    return "\n".join([f"{finding.check}  {finding.verdict:<12}  {finding.title}", *lines])
 
 
 def _key(path: Path) -> NoiseKey:

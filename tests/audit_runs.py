@@ -26,7 +26,7 @@ from samelaw.contract.noise import NoiseKey
 from samelaw.contract.trace import Feature
 from samelaw.workloads.base import Dataset, Workload, one_each
 
-STEPS, EXAMPLES = 12, 400
+STEPS, EXAMPLES = 6, 400
 KEY = NoiseKey.from_bytes(hashlib.sha256(b"the key of the audit's tests").digest(), origin="os")
 OTHER_KEY = NoiseKey.from_bytes(hashlib.sha256(b"the key of another run").digest(), origin="os")
 _state = cache(statement.state)
@@ -154,7 +154,7 @@ def rewrite_ledger(run: Run, events: list[tuple[str, dict[str, Any]]]) -> None:
         chained.append(entry.line())
     assert all(SCHEMA in line for line in chained)
     write_lines(run, chained)
-    rewrite_weights(run, lambda tensors: None, head=prev)
+    rewrite_weights(run, lambda tensors: None, head=prev, step=events[-1][1].get("step"))
 
 
 def events(run: Run) -> list[tuple[str, dict[str, Any]]]:
@@ -166,6 +166,7 @@ def rewrite_weights(
     edit: Callable[[dict[str, np.ndarray]], Any],
     *,
     head: str | None = None,
+    step: int | None = None,
     name: str = "weights.safetensors",
 ) -> None:
     """Change tensors and bind the new file."""
@@ -175,7 +176,8 @@ def rewrite_weights(
     tensors = {key: value.copy() for key, value in load_file(path).items()}
     edit(tensors)
     path.unlink()
-    save_file(tensors, path, metadata=metadata if head is None else {**metadata, "ledger_head": head})
+    told = {"ledger_head": head, "step": None if step is None else str(step)}
+    save_file(tensors, path, metadata={**metadata, **{key: value for key, value in told.items() if value is not None}})
     rebind(run)
 
 

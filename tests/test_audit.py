@@ -122,14 +122,14 @@ def test_a_resumed_run_has_one_whole_transcript(good, tmp_path):
     def stopping(trainer: Any) -> None:
         train_batch = trainer.train_batch
 
-        def until_nine(batch: Any) -> Any:
-            if trainer.step_index == 9:
+        def until_five(batch: Any) -> Any:
+            if trainer.step_index == 5:
                 raise Stop
             return train_batch(batch)
 
-        trainer.train_batch = until_nine
+        trainer.train_batch = until_five
 
-    options = ("--checkpoint-every", "5")
+    options = ("--checkpoint-every", "2")
     with pytest.raises(Stop):
         runs.make_run(tmp_path, *options, prepare=stopping)
     run = runs.make_run(tmp_path, *options, "--resume")
