@@ -35,6 +35,7 @@ from samelaw.equivalence import claims
 from samelaw.equivalence.budget import Budget, Pending, Waiting
 from samelaw.equivalence.faults import FAULTS
 from samelaw.equivalence.faults import Fault as SeededFault
+from samelaw.equivalence.laws import check_rate
 from samelaw.equivalence.proofs import ProofStatus, proof_status, proofs_record, theorems
 from samelaw.equivalence.report import write_report
 from samelaw.equivalence.scenarios import edge_cases, one_example
@@ -68,6 +69,7 @@ def run_verify(options: argparse.Namespace) -> int:
     if options.fault == "list":
         return _list_faults()
     fault = _fault(options)
+    check_rate("--false-alarm", options.false_alarm, "samelaw verify")
     check_positive("--steps", options.steps, least=8)
     check_positive("--seed", options.seed, least=0)
     kernels = kernels_for(options.device)

@@ -84,7 +84,7 @@ class _Tracked:
     def _note(self, log_e_value: float, samples: int) -> float:
         self.samples += samples
         broken = self.log_e_value == math.inf or math.isnan(log_e_value)
-        self.log_e_value = math.inf if broken else log_e_value
+        self.log_e_value = math.inf if broken else float(log_e_value)
         self.highest_log_e_value = max(self.highest_log_e_value, self.log_e_value)
         return self.e_value
 
@@ -151,7 +151,7 @@ class CorrelationEProcess(_Tracked):
         super().__init__()
         self._cross = self._square = 0.0
 
-    def update(self, first: Float64[np.ndarray, "*n"], second: Float64[np.ndarray, "*n"]) -> float:
+    def update(self, first: Float64[np.ndarray, "*n"], second: Float64[np.ndarray, "*m"]) -> float:
         """Take in more pairs; the e-value of all so far.
 
         Raises:

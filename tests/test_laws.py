@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from samelaw.contract.errors import InputError
 from samelaw.contract.evidence import Verdict
 from samelaw.equivalence import laws
 
@@ -143,6 +144,12 @@ def test_the_anderson_darling_tail_is_covered_by_its_closed_form():
     for x in (3.8, 5.0, 7.0):
         exact, closed = tail(x), 1.1 * math.sqrt(3) * math.erfc(math.sqrt(x))
         assert exact <= closed <= 1.12 * exact
+        assert laws.anderson_darling_tail(x) == pytest.approx(closed, rel=0.02)
+    # Below, the series; 2,000 of the weights leave out 0.0005 of the mean, which moves the tail by less than 0.0006.
+    for x in (0.2, 0.5, 1.0, 2.0, 3.5):
+        assert laws.anderson_darling_tail(x) == pytest.approx(tail(x), abs=6e-4)
+    grid = [laws.anderson_darling_tail(x) for x in np.linspace(0.01, 8, 1000)]
+    assert np.all(np.diff(grid) <= 0)
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -152,6 +159,70 @@ def test_samples_that_are_not_finite_never_pass(name, bad):
     z[123] = bad
     with np.errstate(invalid="ignore"):
         assert TESTS[name](z).verdict is Verdict.REFUTED
+
+
+@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize("false_alarm", [0.3, 0.01, 1e-4, 1e-9])
+def test_the_p_value_and_the_verdict_say_the_same(name, false_alarm, monkeypatch):
+    """Refuted exactly where p <= false_alarm, on samples with gaps of all sizes."""
+    monkeypatch.setitem(globals(), "FALSE_ALARM", false_alarm)
+    rng = np.random.default_rng(23)
+    for gap in np.linspace(-0.2, 0.2, 21):
+        result = TESTS[name]((1 + gap) * rng.standard_normal(1000) + gap / 2)
+        assert (result.verdict is Verdict.REFUTED) == (result.p_value <= false_alarm), (gap, result)
+
+
+@pytest.mark.parametrize("rate", [0.0, -0.1, 0.51, 1.0, math.nan, math.inf])
+@pytest.mark.parametrize("which", ["false_alarm", "false_pass"])
+def test_a_rate_that_is_none_is_refused_by_name_and_place(which, rate):
+    z = np.zeros(200)
+    rows = np.zeros((4, 8), dtype=np.float32)
+    for call in (
+        lambda **o: laws.scale(z, margin=0.1, **o),
+        lambda **o: laws.mean(z, **o),
+        lambda **o: laws.kolmogorov_smirnov(z, **o),
+        lambda **o: laws.anderson_darling(z, **o),
+        lambda **o: laws.tail_count(z, 2.0, **o),
+        lambda **o: laws.largest(z, **o),
+        lambda **o: laws.correlation(z, z, **o),
+        lambda **o: laws.projection(z, z + 1, **o),
+        lambda **o: laws.duplicates(rows.astype(np.float64), **o),
+        lambda **o: laws.unchanged(rows, rows, np.ones(4), **o),
+    ):
+        with pytest.raises(InputError, match=rf"{which} must be in \(0, 0.5\], got .* in the test 'the place'"):
+            call(name="the place", **{which: rate})
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.01, math.nan, math.inf])
+def test_a_margin_that_is_none_is_refused_by_name_and_place(margin):
+    with pytest.raises(InputError, match=r"margin must be finite and > 0, got .* in the test 'scale'"):
+        laws.scale(np.zeros(10), margin=margin)
+
+
+def test_pairs_that_do_not_pair_up_are_refused():
+    with pytest.raises(InputError, match="same number of values, got 40 and 41"):
+        laws.correlation(np.zeros(40), np.zeros(41))
+    with pytest.raises(InputError, match="one shape"):
+        laws.unchanged(np.zeros((3, 2)), np.zeros((4, 2)), np.ones(3))
+    with pytest.raises(InputError, match="within must be >= 0"):
+        laws.duplicates(np.zeros((3, 2)), within=-1.0)
+    with pytest.raises(InputError, match="beyond must be > 0"):
+        laws.tail_count(np.zeros(10), 0.0)
+
+
+def test_a_row_that_kept_every_bit_is_found_unless_rounding_could_explain_it():
+    rng = np.random.default_rng(24)
+    before = rng.standard_normal((5000, 8)).astype(np.float32)
+    std = np.full(5000, 1e-3)
+    after = before - (1e-3 * rng.standard_normal((5000, 8))).astype(np.float32)
+    assert laws.unchanged(before, after, std).verdict is Verdict.NOT_REFUTED
+    after[4321] = before[4321]
+    found = laws.unchanged(before, after, std)
+    assert found.verdict is Verdict.REFUTED
+    assert found.p_value < 1e-20
+    assert laws.unchanged(before, after, np.full(5000, 1e-8)).verdict is Verdict.NOT_ASSESSED
+    after[4321, 3] = np.nextafter(before[4321, 3], np.float32(10))
+    assert laws.unchanged(before, after, std).verdict is Verdict.NOT_REFUTED
 
 
 @pytest.mark.parametrize("name", TESTS)

@@ -130,6 +130,14 @@ def test_the_verdict_comes_first_and_in_words():
     assert "2 checks: 1 found everything equal to the bit, 1 held" in words
 
 
+def test_what_a_tolerance_could_cost_stands_beside_the_price():
+    sentence = "A noise scale 1 % too small could have passed; it would make epsilon at most 1.86 instead of <1.83>."
+    one = law(numbers={**law().numbers, "tolerances": [{"sentence": sentence}]})
+    text = page(manifest(), [claim(), one], SERIES)
+    assert sentence.replace("<", "&lt;").replace(">", "&gt;") in text[text.index("<h2>Privacy cost</h2>") :]
+    assert "What the tolerances" not in page(manifest(), [claim(), law()], SERIES)
+
+
 def test_a_refuted_claim_turns_the_headline():
     text = page(manifest(), [claim(), claim("S1", Verdict.REFUTED, first_disagreement=WRONG)], {})
     assert "does not do the same as the textbook one: claim S1 fails" in text
