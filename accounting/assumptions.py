@@ -13,7 +13,7 @@ from typing import Any
 from scipy import special, stats
 
 from samelaw.accounting.mechanism import SampledGaussian
-from samelaw.accounting.pairs import GaussianPair, Pair, fixed_size, poisson_add_remove, poisson_replace_one
+from samelaw.accounting.pairs import Pair, fixed_size, poisson_add_remove, poisson_replace_one
 from samelaw.contract.errors import InputError, PrivacyError
 from samelaw.contract.figures import rounded_down, rounded_up
 
@@ -102,8 +102,7 @@ class Assumptions:
             raise PrivacyError(
                 "shuffled batches cannot be priced as Poisson ones: the same noise then costs more, and no tight bound "
                 f"is known. {shuffled_words(sigma, round(1 / q))}"
-                "Sample every example independently (the trainer's sample() does), or price without amplification "
-                "(sampling rate 1)."
+                "Sample every example independently: the trainer's sample() does."
             )
         if self.sampler is Sampler.FIXED_SIZE:
             if k > 1:
@@ -226,15 +225,3 @@ def gaussian_dp(mechanism: SampledGaussian) -> tuple[float, str]:
     exponent = sigma**-2
     mu = q * math.sqrt(steps) * math.sqrt(math.expm1(exponent)) if exponent < 700 else math.inf
     return mu, "an approximation by the central limit theorem, and no bound: never quote it as a promise"
-
-
-def as_pair(epsilon: float, delta: float) -> Pair:
-    """A guarantee known only as (epsilon, delta)."""
-    from samelaw.accounting.pairs import GuaranteePair
-
-    return GuaranteePair(epsilon, delta)
-
-
-def gaussian_release(noise_multiplier: float) -> Pair:
-    """One release by the Gaussian mechanism, e.g. a noisy histogram from which a vocabulary was taken."""
-    return GaussianPair(1 / noise_multiplier)

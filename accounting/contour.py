@@ -265,23 +265,45 @@ class Composition:
 
     def delta(self, epsilon: float) -> tuple[float, float, float] | Unavailable:
         """(lower, estimate, upper) of delta at epsilon >= 0."""
-        chernoff = min(self._log_chernoff(c, epsilon) for c in ORDERS)
-        if not math.isfinite(chernoff):
-            return Unavailable(ENGINE, "no moment of the privacy loss could be computed")
-        guess = max(1e-300, math.exp(min(0.0, chernoff)) / 30)
+        bound = self._finite_chernoff(epsilon)
+        if bound <= 0:
+            return Unavailable(ENGINE, "delta is below the smallest float64")
         refused = ""
         for tolerance in TOLERANCES:
+            guess, found = max(bound / 30, 1e-290), None
             try:
-                lower, estimate, upper = self.line(epsilon, guess, tolerance).delta(epsilon)
+                for _ in range(3):  # the moments' bound may be far above delta; then aim again at what was found
+                    values = self.line(epsilon, guess, tolerance).delta(epsilon)
+                    better = (
+                        values if found is None else (max(found[0], values[0]), values[1], min(found[2], values[2]))
+                    )
+                    if better[0] > better[2]:
+                        raise PrivacyError(
+                            f"two lines of the contour integral contradict each other: delta in {found} and in "
+                            f"{values} at epsilon {epsilon!r}. Please report this; no delta is quoted."
+                        )
+                    found = better
+                    if found[2] - found[0] <= 1e-3 * found[2] or found[1] <= 0:
+                        break
+                    guess = max(found[1], 1e-290)
             except TooMuchWork as cause:
                 refused = str(cause)
-                continue
-            kept = 1 - self.certain
-            lower, estimate, upper = (
-                self.certain + kept * v for v in (lower, estimate, min(upper, math.exp(min(0.0, chernoff))))
-            )
-            return lower, min(max(estimate, lower), upper), upper
+            if found is not None:
+                lower, estimate, upper = (
+                    self.certain + (1 - self.certain) * v for v in (*found[:2], min(found[2], bound))
+                )
+                return lower, min(max(estimate, lower), upper), upper
         return Unavailable(ENGINE, refused)
+
+    def chernoff_delta(self, epsilon: float) -> float:
+        """An upper bound on delta at epsilon from one moment."""
+        return self.certain + (1 - self.certain) * self._finite_chernoff(epsilon)
+
+    def _finite_chernoff(self, epsilon: float) -> float:
+        coarse = {i: self._log_chernoff(ORDERS[i], epsilon) for i in range(0, len(ORDERS), 4)}
+        middle = min(coarse, key=lambda i: coarse[i])
+        near = range(max(0, middle - 3), min(len(ORDERS), middle + 4))
+        return math.exp(min(0.0, *(self._log_chernoff(ORDERS[i], epsilon) for i in near)))
 
 
 def contour_interval(directions: Sequence[Parts], delta: float, *, certain: float = 0.0) -> Interval | Unavailable:

@@ -19,7 +19,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from samelaw.cli import attack_command, audit_command, calibrate_command, conform_command, power_command
+from samelaw.cli import (
+    account_command,
+    attack_command,
+    audit_command,
+    calibrate_command,
+    conform_command,
+    power_command,
+)
 from samelaw.contract.errors import DataError, InputError, NoiseKeyError, PrivacyError, SamelawError
 
 HOLDS, REFUTED, BAD_INPUT, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
@@ -238,6 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--json", action="store_true", help="print the manifest as JSON on standard output")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
 
+    account_command.add_parser(commands)
     attack_command.add_parser(commands)
     audit_command.add_parser(commands)
     calibrate_command.add_parser(commands)
@@ -294,6 +302,7 @@ def _workloads(options: argparse.Namespace) -> int:
 _COMMANDS = {
     "verify": _verify,
     "train": _train,
+    "account": account_command.run,
     "attack": attack_command.run,
     "audit": audit_command.run,
     "calibrate": calibrate_command.run,
