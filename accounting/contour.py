@@ -45,12 +45,21 @@ Parts = Sequence[tuple[Pair, int]]
 
 @dataclass(frozen=True)
 class Line:
-    """The integrand on half of the line Re s = c, ready for any epsilon near the one it was planned for."""
+    """The integrand on half of the line Re s = c, ready for any epsilon near the one it was planned for.
+
+    Attributes:
+        c, spacing: the nodes are c + ik spacing, k = 0, 1, ...
+        log_values: ln of the integrand there, without its factor exp(-s eps).
+        growth: the modulus may be off by itself times exp(growth) - 1.
+        log_tail: ln of what is beyond the line, without exp(-c eps).
+        log_alias_below, alias_above: ln of the sum of the aliases below epsilon; and ln of that of those above at
+            epsilon 0, with the rate at which it falls.
+    """
 
     c: float
     spacing: float
     log_values: np.ndarray
-    errors: np.ndarray
+    growth: np.ndarray
     log_tail: float
     log_alias_below: float
     alias_above: tuple[float, float]
@@ -65,8 +74,12 @@ class Line:
         value = modulus * np.cos(self.log_values.imag - y * epsilon)
         estimate = self.spacing / math.pi * (math.fsum(value) - float(value[0]) / 2)
         phase = 4 * UNIT * (y * abs(epsilon) + np.abs(self.log_values.imag) + np.abs(log_modulus) + 8)
-        error = self.spacing / math.pi * float((modulus * (self.errors + phase)).sum())
+        grown = np.exp(np.minimum(log_modulus + self.growth, 700.0))
+        slip = np.where(self.growth < 1, modulus * np.expm1(np.minimum(self.growth, 1.0)), grown)
+        error = self.spacing / math.pi * float((slip + modulus * phase).sum())
         error += math.exp(min(700.0, self.log_tail - self.c * epsilon))
+        if not math.isfinite(estimate + error):
+            return 0.0, 1.0, math.inf
         log_chernoff, order = self.alias_above
         alias = math.exp(min(700.0, self.log_alias_below)) + math.exp(min(700.0, log_chernoff - order * epsilon))
         lower, upper = estimate - error - alias, estimate + error
@@ -117,12 +130,12 @@ class Composition:
 
         def epsilon(log_c: float) -> float:
             c = math.exp(log_c)
-            return (self.log_moment(c) + _log_payoff(c) - math.log(delta)) / c
+            return min(1e300, (self.log_moment(c) + _log_payoff(c) - math.log(delta)) / c)
 
         # The bound is unimodal in c, so every fourth order finds the neighbourhood.
         coarse = {i: epsilon(math.log(ORDERS[i])) for i in range(0, len(ORDERS), 4)}
         middle = min(coarse, key=lambda i: coarse[i])
-        if not math.isfinite(coarse[middle]):
+        if coarse[middle] >= 1e300:
             return math.inf, 1.0
         near = range(max(0, middle - 3), min(len(ORDERS), middle + 4))
         values = {i: epsilon(math.log(ORDERS[i])) for i in near}
@@ -166,13 +179,13 @@ class Composition:
         times = sum(count for _, count in self.parts)
         log_tolerance = min(-20.0, aim - lowest - 4 - math.log(times) - 3)
         log_values = np.zeros(count, dtype=complex)
-        errors = np.zeros(count)
+        growth = np.zeros(count)
         for part, often in moments:
             above_one, error = part.along(spacing, count, max(log_tolerance, -80.0))
             log_moment = _log1p(above_one)
             size = np.maximum(np.abs(1 + above_one), 1e-300)
             log_values += often * log_moment
-            errors += often * (np.log1p(error / size) + _log1p_error(above_one))
+            growth += often * (np.log1p(error / size) + _log1p_error(above_one))
         s = c + 1j * spacing * np.arange(count)
         log_values -= np.log(s) + np.log1p(s)
         log_tail = sum(often * part.log_modulus_beyond(spacing * (count - 1)) for part, often in moments)
@@ -181,7 +194,7 @@ class Composition:
             c,
             spacing,
             log_values,
-            np.expm1(np.minimum(errors, 700.0)),
+            growth,
             log_tail,
             _log_geometric(c * width),
             (self._log_chernoff(order, 0.0) + _log_geometric((order - c) * width), order),
@@ -363,14 +376,23 @@ def _walk(holds: Callable[[float], bool], start: float, end: float) -> float:
 
 
 def _log1p(z: np.ndarray) -> np.ndarray:
-    """ln(1 + z) for complex z, also where z is tiny: numpy's is off by 1e-16 however small z is."""
-    return 0.5 * np.log1p(2 * z.real + (z.real**2 + z.imag**2)) + 1j * np.arctan2(z.imag, 1 + z.real)
+    """ln(1 + z) for complex z, also where z is tiny: numpy's is off by 1e-16 however small z is.
+
+    Where 1 + z is 0 to rounding, the real part ends at -690; `Line.growth` covers that, like any error of z.
+    """
+    size = np.abs(1 + z)
+    plain = (size < 0.5) | (np.abs(z) > 1e8)  # 1 + Re z is exact in the first case
+    near = np.where(plain, 0.0, z)
+    real = np.where(
+        plain, np.log(np.maximum(size, 1e-300)), 0.5 * np.log1p(2 * near.real + (near.real**2 + near.imag**2))
+    )
+    return real + 1j * np.arctan2(z.imag, 1 + z.real)
 
 
 def _log1p_error(z: np.ndarray) -> np.ndarray:
-    """A bound on the rounding error of `_log1p`: of 2x + x^2 + y^2, relative to |1 + z|^2, and of the logarithm."""
-    size = np.abs(z)
-    square = np.maximum(np.abs(1 + z) ** 2, 1e-300)
+    """A bound on the rounding error of `_log1p`: of 2x + x^2 + y^2 against |1 + z|^2 >= 1/4, and of the logarithm."""
+    size = np.minimum(np.abs(z), 1e8)
+    square = np.clip(np.abs(1 + np.where(np.abs(z) > 1e8, 1e8, z)), 0.5, None) ** 2
     return 8 * UNIT * (size * (2 + size) / square + np.abs(_log1p(z)))
 
 

@@ -22,7 +22,7 @@ from samelaw.accounting.pairs import GaussianPair, GuaranteePair, Mixture, Mixtu
 UNIT = 2.0**-53
 DROPPED = 75.0
 """Nodes whose weight is below exp(-75) of the largest are left out, and charged to the error."""
-LARGEST_NODES = 60_000
+LARGEST_NODES = 200_000
 LARGEST_WORK = 1e9
 """Complex multiplications along one line: a few seconds."""
 
@@ -317,7 +317,7 @@ def _support(branch: Branch, c: float) -> tuple[float, float]:
     low, high = branch.ends(c)
     sigma = branch.pair.sigma
     count = math.ceil((high - low) / (0.1 if branch.pair.symmetric else sigma / 4)) + 1
-    if count > 20 * LARGEST_NODES:
+    if count > 5 * LARGEST_NODES:
         raise TooMuchWork(f"the tilted law would reach from {low:.3g} to {high:.3g} clip norms")
     t = np.linspace(low, high, count)
     base, loss, _ = branch.at(t)
