@@ -1,0 +1,323 @@
+"""A run in the hands of a user who trains, saves, kills, resumes, settles, looks and releases in any order.
+
+The mode is replay: whatever was done on the way, the tables are those of the eager run of the same batches, to the bit.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from samelaw.cli.twins import settled_copy
+from samelaw.cli.whole_runs import eager_trainer, lazy_trainer
+from samelaw.contract.errors import (
+    InputError,
+    LedgerError,
+    NoiseKeyError,
+    PrivacyError,
+    ResumeError,
+    UnsettledReleaseError,
+)
+from samelaw.contract.ledger import Ledger, read_ledger, spent
+from samelaw.contract.spec import Mode
+from samelaw.equivalence.exact import replay
+from samelaw.equivalence.faults import FAULTS
+from samelaw.equivalence.run_plans import Example, RunPlan, Table
+
+STEPS = 6
+PLAN = RunPlan(
+    tables=(Table("user", 4, 2), Table("item", 4, 3, "mean", 0)),
+    features=(0, 1, 0),
+    examples=(
+        Example(((0, 0, 1), (1, 2), ()), slope=3, power=-1, dense=(1.0, 0.0)),
+        Example(((), (0,), (1,)), slope=5, power=0, dense=(0.0, -0.5)),
+        Example(((2, 2), (3, 3, 0), (2,)), slope=9, power=-3, dense=(0.0, 0.0)),
+    ),
+    steps=STEPS,
+    schedule=("piecewise", (2, 4), (0.5, 0.0, 0.125)),
+    batches=((),) * STEPS,  # whatever the machine trains on
+    curvature=0.5,
+    dense_width=2,
+)
+BATCHES = st.sets(st.integers(0, len(PLAN.examples) - 1)).map(sorted)
+SETTINGS = settings(
+    max_examples=30,
+    stateful_step_count=14,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+# beartype draws from `random` what it checks.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(before[1])
+    torch.set_num_threads(before[0])
+
+
+class Killed(BaseException):
+    """The end of the process, as far as a trainer can tell."""
+
+
+def killed(*_args, **_kwargs):
+    raise Killed
+
+
+class Run(RuleBasedStateMachine):
+    """`batches` are the steps that the ledger charges for; the trainer, if there is one, has made `step` of them."""
+
+    fault = None
+
+    @initialize()
+    def begin(self):
+        self.folder = Path(tempfile.mkdtemp())
+        self.path, self.checkpoint = self.folder / "ledger.jsonl", self.folder / "run.checkpoint"
+        self.eager = eager_trainer(PLAN)
+        self.batches, self.tables = [], [self.eager.tables]
+        self.dense = [self.eager.oracle.dense["out.weight"].copy()]
+        self.step, self.released = 0, False
+        self.start(Ledger(self.path))
+        self.save()
+
+    def start(self, ledger):
+        self.ledger = ledger
+        self.trainer = lazy_trainer(PLAN, ledger, fault=None if self.fault is None else FAULTS[self.fault].apply)
+
+    def batch(self, chosen):
+        """The batch of the coming step: the one that it had before, if it was lost; eager makes it once."""
+        if self.step == len(self.batches):
+            self.batches.append(chosen)
+            self.eager.train_batch(PLAN.batch(chosen))
+            self.tables.append(self.eager.tables)
+            self.dense.append(self.eager.oracle.dense["out.weight"].copy())
+        return PLAN.batch(self.batches[self.step])
+
+    def refuses(self, kind, act):
+        """An operation that must not happen: its own error, and not one entry in the ledger."""
+        before = self.path.read_bytes()
+        with pytest.raises(kind):
+            act()
+        assert self.path.read_bytes() == before
+
+    # What a user does.
+
+    @precondition(lambda self: self.trainer and not self.released and self.step < STEPS)
+    @rule(several=st.lists(BATCHES, min_size=1, max_size=3))
+    def train(self, several):
+        for chosen in several[: STEPS - self.step]:
+            self.trainer.train_batch(self.batch(chosen))
+            self.step += 1
+
+    @precondition(lambda self: self.trainer and not self.released and self.step == STEPS)
+    @rule()
+    def train_beyond_the_end(self):
+        self.refuses(InputError, lambda: self.trainer.train_batch(PLAN.batch([0])))
+
+    @precondition(lambda self: self.trainer and not self.released)
+    @rule()
+    def save(self):
+        self.trainer.save_checkpoint(self.checkpoint)
+        self.saved = self.step
+
+    @precondition(lambda self: self.trainer and not self.released)
+    @rule()
+    def settle_early(self):
+        self.trainer.settle()
+        for name, table in self.trainer.tables.items():
+            assert table.weights.numpy().tobytes() == self.tables[self.step][name].tobytes()
+
+    @precondition(lambda self: self.trainer and not self.released)
+    @rule()
+    def evaluate_a_copy(self):
+        histories = {name: table.history.clone() for name, table in self.trainer.tables.items()}
+        tables, dense = settled_copy(self.trainer)
+        for name, table in tables.items():
+            assert table.tobytes() == self.tables[self.step][name].tobytes()
+            assert torch.equal(histories[name], self.trainer.tables[name].history)
+        assert dense["out.weight"].tobytes() == self.dense[self.step].tobytes()
+
+    @precondition(lambda self: self.trainer and not self.released)
+    @rule()
+    def take_the_weights(self):
+        owing = [table for table in self.trainer.tables.values() if table.owing(self.step) is not None]
+        if owing:
+            self.refuses(UnsettledReleaseError, self.trainer.model.state_dict)
+
+    @precondition(lambda self: self.trainer and not self.released)
+    @rule()
+    def kill(self):
+        self.ledger.close()
+        self.trainer = None
+
+    @precondition(lambda self: self.trainer and not self.released and self.step < STEPS)
+    @rule(chosen=BATCHES, seam=st.sampled_from(["update", "pay_dense"]))
+    def kill_in_a_step(self, chosen, seam):
+        """Charged and not made, or half made. The trainer that was hit does nothing any more."""
+        batch = self.batch(chosen)
+        if seam == "update" and len(batch):
+            for table in self.trainer.tables.values():
+                table.update = killed
+        else:
+            self.trainer.pay_dense = killed
+        with pytest.raises(Killed):
+            self.trainer.train_batch(batch)
+        for act in (lambda: self.trainer.train_batch(batch), self.save):
+            self.refuses(ResumeError, act)
+        if self.fault is None:  # a fault may have replaced `settle`, which would have looked
+            self.refuses(ResumeError, self.trainer.settle)
+            self.refuses(ResumeError, self.trainer.release)
+        self.kill()
+
+    @precondition(lambda self: not self.trainer)
+    @rule()
+    def resume(self):
+        self.start(Ledger.reopen(self.path))
+        batch = PLAN.batch([0])
+        for act in (lambda: self.trainer.train_batch(batch), self.trainer.release, self.save):
+            self.refuses(ResumeError, act)
+        self.trainer.load_checkpoint(self.checkpoint)
+        self.step = self.saved
+        assert self.trainer.step_index == self.saved
+
+    @precondition(lambda self: not self.trainer)
+    @rule(change=st.sampled_from([("key", 1, NoiseKeyError), ("noise_multiplier", 2.0, ResumeError)]))
+    def resume_as_another_run(self, change):
+        name, value, kind = change
+        other = lazy_trainer(replace(PLAN, **{name: value}), Ledger())
+        before = {name: table.weights.clone() for name, table in other.tables.items()}
+        self.refuses(kind, lambda: other.load_checkpoint(self.checkpoint))
+        assert all(torch.equal(before[name], table.weights) for name, table in other.tables.items())
+        assert len(other.ledger.entries) == 1
+        ledger = Ledger.reopen(self.path)
+        self.refuses(LedgerError, lambda: lazy_trainer(replace(PLAN, **{name: value}), ledger))
+        ledger.close()
+
+    @precondition(lambda self: self.trainer and not self.released)
+    @rule()
+    def release(self):
+        if self.step < len(self.batches):  # steps that were charged for were lost, and have not been made again
+            with pytest.raises(LedgerError, match="charges for"):
+                self.trainer.release()
+            return
+        tables = self.trainer.tables
+        history = {}
+
+        def write(_):
+            history.update({name: table.history.numpy().copy() for name, table in tables.items()})
+
+        release = self.trainer.release(write=write)
+        self.released = True
+        assert release.step == self.step
+        for name, table in release.tables.items():
+            assert table.tobytes() == self.tables[self.step][name].tobytes(), name
+            paid = np.delete(history[name], 0) if name == "tables.item" else history[name]
+            assert (paid == self.step).all()
+        assert release.dense["out.weight"].tobytes() == self.dense[self.step].tobytes()
+        assert self.ledger.head == release.ledger_head
+
+    @precondition(lambda self: self.released)
+    @rule()
+    def go_on_after_the_release(self):
+        batch = PLAN.batch([0])
+        for act in (
+            lambda: self.trainer.train_batch(batch),
+            self.trainer.release,
+            lambda: self.trainer.save_checkpoint(self.checkpoint),
+            lambda: self.trainer.load_checkpoint(self.checkpoint),
+        ):
+            self.refuses(PrivacyError, act)
+        if self.fault is None:
+            self.refuses(PrivacyError, self.trainer.settle)
+
+    # What always holds.
+
+    @invariant()
+    def the_ledger_charges_for_every_step_once(self):
+        account = spent(read_ledger(self.path))  # verifies the chain
+        assert [step["examples"] for step in account.steps] == [len(batch) for batch in self.batches]
+        assert [step["step"] for step in account.steps] == list(range(len(self.batches)))
+        assert len(account.releases) == int(self.released)
+
+    @invariant()
+    def no_row_is_ahead_of_the_run(self):
+        if self.trainer and not self.released:
+            for table in self.trainer.tables.values():
+                ahead = table.history > self.step
+                assert not ahead[torch.arange(table.rows) != (-1 if table.padding_idx is None else 0)].any()
+
+    def teardown(self):
+        """Every run ends with a release, whatever happened before."""
+        if not hasattr(self, "path"):
+            return
+        try:
+            if self.trainer is None:
+                self.resume()
+            while not self.released and self.step < len(self.batches):
+                self.train([[]])
+            if not self.released:
+                self.release()
+            self.the_ledger_charges_for_every_step_once()
+            recorded = self.trainer.transcript
+            if len(recorded.steps) == self.step == STEPS and not np.any([self.saved]):
+                self.eager.release()
+                assert replay(self.eager.transcript, recorded).verdict.holds
+        finally:
+            self.ledger.close()
+            shutil.rmtree(self.folder)
+
+
+def machine(fault):
+    """The machine with a fault in every trainer that it starts."""
+    return type("Faulty", (Run,), {"fault": fault})
+
+
+def test_a_run_is_the_same_run_whatever_is_done_to_it():
+    run_state_machine_as_test(Run, settings=SETTINGS)
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_run_whatever_is_done_to_it_for_long():
+    long = settings(SETTINGS, max_examples=1500, derandomize=False, stateful_step_count=30)
+    run_state_machine_as_test(Run, settings=long)
+
+
+CI = ("off-by-one", "history-lost-on-resume", "no-final-settle")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in CI else pytest.mark.slow)
+        for name, fault in FAULTS.items()
+        if Mode.REPLAY in fault.modes
+    ],
+)
+def test_the_machine_finds_a_fault_within_its_budget(name):
+    # Without shrinking: it is enough that it is found.
+    budget = settings(SETTINGS, phases=[Phase.generate], print_blob=False)
+    with pytest.raises((AssertionError, UnsettledReleaseError)):
+        run_state_machine_as_test(machine(name), settings=budget)
