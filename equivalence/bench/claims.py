@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from samelaw.contract.evidence import Disagreement, Evidence, TestResult, Verdict
-from samelaw.equivalence import laws
+from samelaw.equivalence.budget import Budget, Waiting
 
 TITLES = {
     "B1": "Every input that the trainer declares is accepted: no crash, no hang, finite weights.",
@@ -70,11 +71,11 @@ class Draft:
 
 def judged(drafts: Sequence[Draft], false_alarm: float) -> list[Evidence]:
     """Evidence of every claim; together their tests reject a correct trainer with probability <= false_alarm."""
-    each = laws.share(false_alarm, sum(len(draft.planned) for draft in drafts))
-    return [_evidence(draft, [test(each) for test in draft.planned]) for draft in drafts]
+    return Budget(false_alarm).conclude([Waiting(len(draft.planned), partial(_evidence, draft)) for draft in drafts])
 
 
-def _evidence(draft: Draft, tests: list[TestResult]) -> Evidence:
+def _evidence(draft: Draft, share: float) -> Evidence:
+    tests = [test(share) for test in draft.planned]
     refuted = [test for test in tests if test.verdict is Verdict.REFUTED]
     wrong = draft.wrong or (_as_disagreement(refuted[0]) if refuted else None)
     if wrong is not None:

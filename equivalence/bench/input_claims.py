@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -173,14 +174,34 @@ def _beyond(name: str, size: float, noise: float, dims: int, runs: int, false_al
     """Is the change longer than C and its known noise? The noise's length is chi distributed."""
     threshold = 1 + INEXACT * runs + noise * float(stats.chi.isf(false_alarm, dims))
     seen = threshold + noise * float(stats.norm.isf(FALSE_PASS))  # the noise along the change is one normal
-    return _result(name, size, threshold, 1, false_alarm, seen, "length of the change, in C")
+    p_value = float(stats.chi.sf(max(0.0, size - 1 - INEXACT * runs) / noise, dims))
+    return _result(name, size, threshold, 1, false_alarm, seen, "length of the change, in C", p_value)
 
 
 def _result(
-    name: str, statistic: float, threshold: float, samples: int, false_alarm: float, seen: float, gap: str
+    name: str,
+    statistic: float,
+    threshold: float,
+    samples: int,
+    false_alarm: float,
+    seen: float,
+    gap: str,
+    p_value: float,
 ) -> TestResult:
-    verdict = Verdict.NOT_REFUTED if statistic <= threshold else Verdict.REFUTED  # NaN refutes
-    return TestResult(name, verdict, statistic, threshold, samples, false_alarm, seen, 1 - FALSE_PASS, gap)
+    finite = math.isfinite(statistic)
+    verdict = Verdict.NOT_REFUTED if finite and statistic <= threshold else Verdict.REFUTED
+    return TestResult(
+        name,
+        verdict,
+        statistic,
+        threshold,
+        samples,
+        false_alarm,
+        seen,
+        1 - FALSE_PASS,
+        gap,
+        p_value=min(1.0, p_value) if finite else 0.0,
+    )
 
 
 def _without_padding(problem: BenchProblem, name: str, value: np.ndarray) -> np.ndarray:
