@@ -13,7 +13,7 @@ PYTEST ?=
 WORKERS ?= auto
 RUNS ?= 5000
 
-.PHONY: help calibration power verify test test-slow test-runs test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden audit-examples benchmarks train clean
+.PHONY: help calibration power verify test test-slow test-runs test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden findings audit-examples benchmarks train clean
 
 help:
 	@echo "make verify      train both twins on MovieLens-100k, compare, price, report (VERIFY='--steps 50' passes options)"
@@ -30,6 +30,7 @@ help:
 	@echo "make power       detection of planted gaps, into docs/power.md; about five minutes"
 	@echo "make audit-examples  train the three runs of the reviewer's guide and write what the audit says of them"
 	@echo "make benchmarks  noise and step time, a few minutes; results in benchmarks/results"
+	@echo "make findings    put Opacus, EANA, LazyDP and our own trainers on the bench again: docs/bench-findings.md"
 	@echo "make clean       remove .venv and build"
 
 $(DEPENDENCIES): constraints.txt pyproject.toml
@@ -98,6 +99,9 @@ audit-examples: $(PACKAGE)
 benchmarks: $(PACKAGE)
 	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python benchmarks/step_time.py
+
+findings: $(PACKAGE)
+	$(BIN)/python benchmarks/bench_findings.py
 
 clean:
 	rm -rf $(VENV) build samelaw.egg-info
