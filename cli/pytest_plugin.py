@@ -41,6 +41,7 @@ class TrainerOnBench(pytest.Collector):
         super().__init__(**options)
         self.trainer = trainer
         self._evidence: dict[str, Any] | None = None
+        self._error: Exception | None = None
 
     def collect(self) -> Iterator[pytest.Item]:
         from samelaw.equivalence.bench.claims import TITLES
@@ -49,21 +50,30 @@ class TrainerOnBench(pytest.Collector):
             yield ClaimItem.from_parent(self, name=claim, title=title)
 
     def evidence(self) -> dict[str, Any]:
-        """By claim; the trainer runs once."""
+        """By claim; the trainer runs once, whatever comes of it."""
+        if self._error is not None:
+            raise self._error
         if self._evidence is None:
-            from samelaw.cli.bench_processes import Worker
-            from samelaw.equivalence.bench.conform import conform
-
-            chosen = {name: self._chosen(name) for name in ("runs", "seed")}
-            with Worker(self.trainer, timeout=float(self.config.getini("samelaw_timeout"))) as worker:
-                twin = None
-                if worker.abilities.noise == "keyed":
-                    from samelaw.cli.bench_own import reference
-
-                    twin = reference
-                found = conform(worker, worker.abilities, twin=twin, **chosen)
-            self._evidence = {item.claim: item for item in found}
+            try:
+                self._evidence = self._judge()
+            except Exception as error:
+                self._error = error
+                raise
         return self._evidence
+
+    def _judge(self) -> dict[str, Any]:
+        from samelaw.cli.bench_processes import Worker
+        from samelaw.equivalence.bench.conform import conform
+
+        chosen = {name: self._chosen(name) for name in ("runs", "seed")}
+        with Worker(self.trainer, timeout=float(self.config.getini("samelaw_timeout"))) as worker:
+            twin = None
+            if worker.abilities.noise == "keyed":
+                from samelaw.cli.bench_own import reference
+
+                twin = reference
+            found = conform(worker, worker.abilities, twin=twin, **chosen)
+        return {item.claim: item for item in found}
 
     def _chosen(self, name: str) -> int:
         option = self.config.getoption(f"--samelaw-{name}")

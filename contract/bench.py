@@ -59,12 +59,8 @@ class Abilities:
     changing_rate: bool = False
 
     def __post_init__(self) -> None:
-        if self.noise not in get_args(NoiseSource):
-            raise InputError(f"noise must be 'own' or 'keyed', got {self.noise!r} in Abilities")
         for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "noise" and type(value) is not bool:
-                raise InputError(f"{field.name} must be True or False, got {value!r} in Abilities")
+            _check_ability(field.name, getattr(self, field.name), "Abilities")
         for name in ("repeats", "mean", "weights"):
             if getattr(self, name) and not self.bags:
                 raise InputError(f"{name}=True needs bags=True in Abilities: it is a property of bags")
@@ -86,10 +82,20 @@ class Abilities:
         if not isinstance(record, Mapping) or not set(record) <= known:
             unknown = sorted(map(str, set(record) - known)) if isinstance(record, Mapping) else record
             raise InputError(f"{place} must be a JSON object with fields out of {sorted(known)}, got {unknown!r}")
+        for name, value in record.items():
+            _check_ability(name, value, place)
         return cls(**record)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _check_ability(name: str, value: Any, place: str) -> None:
+    if name == "noise":
+        if value not in get_args(NoiseSource):
+            raise InputError(f"noise must be 'own' or 'keyed', got {value!r} in {place}")
+    elif type(value) is not bool:
+        raise InputError(f"{name} must be True or False, got {value!r} in {place}")
 
 
 @dataclass(frozen=True, repr=False, eq=False)

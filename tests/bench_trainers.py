@@ -15,7 +15,7 @@ Arrays = dict[str, np.ndarray]
 class NumpyTrainer:
     """DP-SGD, one example at a time. Every method is a place for a bug."""
 
-    abilities = Abilities.everything(iterates=True)
+    abilities = Abilities.everything()
 
     def __init__(self, problem: BenchProblem, seed: int) -> None:
         self.problem = problem
@@ -151,7 +151,13 @@ class SameSeedEveryRun(NumpyTrainer):
         return np.random.default_rng(42)
 
 
-class SameNoiseEveryStep(NumpyTrainer):
+class EveryIterate(NumpyTrainer):
+    """The correct trainer, which publishes after every step."""
+
+    abilities = Abilities.everything(iterates=True)
+
+
+class SameNoiseEveryStep(EveryIterate):
     def noise(self, name: str, batch: BenchBatch) -> np.ndarray:
         number = sorted(self.now).index(name)
         return self.sigma() * np.random.default_rng([self.seed, number]).standard_normal(self.now[name].shape)
@@ -255,9 +261,9 @@ class CrashesOnMeans(NumpyTrainer):
 
 
 CAUGHT_BY: Mapping[type[NumpyTrainer], tuple[str, ...]] = {
-    NoNoiseOnIdleRows: ("B5", "B4", "B7", "B10"),
-    SigmaFivePercentLow: ("B4", "B5", "B7", "B10"),
-    NoClipNormInNoise: ("B4", "B5", "B6", "B7", "B10"),
+    NoNoiseOnIdleRows: ("B5", "B4", "B7"),
+    SigmaFivePercentLow: ("B4", "B5", "B7"),
+    NoClipNormInNoise: ("B4", "B5", "B6", "B7"),
     ClipPerTable: ("B3", "B2"),
     DenseOutsideTheNorm: ("B3", "B2"),
     ClipAtTwiceTheNorm: ("B3", "B2"),
