@@ -20,6 +20,7 @@ from samelaw.equivalence.received import (
     all_rows,
     changes,
     flat,
+    in_order,
     octaves,
     over_restart,
     pairs_of_dims,
@@ -44,13 +45,14 @@ def measure_noise(
         restarts: steps at which the run was taken up from a checkpoint.
     """
     found: list[Measured] = []
+    ordered = in_order(received)
     for kind, tables in received.kinds().items():
         found += _of_kind(kind, tables, spec, margin)
         for name, noise in tables.items():
             found.append(
                 laws.measure_scale(noise.samples.ravel(), margin=margin, name=f"scale, {kind} of table {name}")
             )
-        found += _of_consecutive(kind, received, spec)
+        found += _of_consecutive(kind, ordered, [(low, high) for low, high, _ in octaves(tables, spec)])
         for restart in restarts:
             found.append(
                 laws.measure_scale(
@@ -59,7 +61,7 @@ def measure_noise(
                     name=f"scale, {kind} that owed across the restart at step {restart}",
                 )
             )
-            pairs = pairs_of_spans(received, 1, idle=kind == "idle rows", across=restart)
+            pairs = pairs_of_spans(ordered, 1, idle=kind == "idle rows", across=restart)
             found.append(
                 laws.measure_correlation(
                     *pairs, name=f"correlation, before and after the restart at step {restart}, {kind}"
@@ -105,7 +107,7 @@ def _of_kind(kind: str, tables: Mapping[str, Noise], spec: PrivacySpec, margin: 
     return found
 
 
-def _of_consecutive(kind: str, received: Received, spec: PrivacySpec) -> list[Measured]:
+def _of_consecutive(kind: str, ordered: Mapping[str, Noise], owed: Sequence[tuple[int, int]]) -> list[Measured]:
     """The joint law of a row's consecutive reads: what two spans received has no covariance, whatever they owed.
 
     With the scale by steps owed, this is all there is to the joint law of a Gaussian path: the covariance of two reads
@@ -114,12 +116,12 @@ def _of_consecutive(kind: str, received: Received, spec: PrivacySpec) -> list[Me
     idle = kind == "idle rows"
     found = [
         laws.measure_correlation(
-            *pairs_of_spans(received, lag, idle=idle), name=f"correlation, a row's spans {lag} apart, {kind}"
+            *pairs_of_spans(ordered, lag, idle=idle), name=f"correlation, a row's spans {lag} apart, {kind}"
         )
         for lag in (1, 2)
     ]
-    for low, high, _ in octaves(received.kinds()[kind], spec):
-        pairs = pairs_of_spans(received, 1, idle=idle, owed=(low, high))
+    for low, high in owed:
+        pairs = pairs_of_spans(ordered, 1, idle=idle, owed=(low, high))
         name = f"correlation, a row's consecutive spans, the later owing {_steps(low, high)}, {kind}"
         found.append(laws.measure_correlation(*pairs, name=name))
     return found

@@ -113,29 +113,45 @@ def pairs_of_tables(tables: Mapping[str, Noise]) -> Pairs:
     return _joined(pairs)
 
 
+def in_order(received: Received) -> dict[str, Noise]:
+    """All noise of each table by row, and by time within a row; the idle span is a row's last."""
+    found: dict[str, Noise] = {}
+    for name in received.spans:
+        touched, idle = received.touched[name], received.idle[name]
+        spans = touched.spans.with_all(idle.spans)
+        order = np.lexsort((spans.idle, spans.until, spans.row))
+        found[name] = Noise(spans.take(order), np.concatenate([touched.samples, idle.samples])[order])
+    return found
+
+
 def pairs_of_spans(
-    received: Received, lag: int, *, idle: bool, owed: tuple[int, int] | None = None, across: int | None = None
+    ordered: Mapping[str, Noise],
+    lag: int,
+    *,
+    idle: bool,
+    owed: tuple[int, int] | None = None,
+    across: int | None = None,
 ) -> Pairs:
     """A row's span and the `lag`-th one after it.
 
     Args:
+        ordered: see `in_order`.
         idle: whether the later one is idle, or was touched.
         owed: only where the later one owed so many steps, both ends included.
         across: only where the earlier one ended before this step, and the later one did not.
     """
     pairs: list[Pairs] = []
-    for name in received.spans:
-        noise = _in_order(received, name)
+    early, late = slice(None, -lag), slice(lag, None)
+    for noise in ordered.values():
         spans = noise.spans
         if len(spans) <= lag:
             continue
-        first, second = spans.take(np.s_[:-lag]), spans.take(np.s_[lag:])
-        chosen = (first.row == second.row) & (second.idle == idle)
+        chosen = (spans.row[early] == spans.row[late]) & (spans.idle[late] == idle)
         if owed is not None:
-            chosen &= (second.owed >= owed[0]) & (second.owed <= owed[1])
+            chosen &= (spans.owed[late] >= owed[0]) & (spans.owed[late] <= owed[1])
         if across is not None:
-            chosen &= (first.until < across) & (second.until >= across)
-        pairs.append((noise.samples[:-lag][chosen], noise.samples[lag:][chosen]))
+            chosen &= (spans.until[early] < across) & (spans.until[late] >= across)
+        pairs.append((noise.samples[early][chosen], noise.samples[late][chosen]))
     return _joined(pairs)
 
 
@@ -166,14 +182,6 @@ def over_restart(tables: Mapping[str, Noise], restart: int) -> Float64[np.ndarra
     """Noise of the spans that began before a restart and ended after it: what a history lost there gets wrong."""
     parts = [n.samples[(n.spans.since < restart) & (n.spans.until > restart)].ravel() for n in tables.values()]
     return np.concatenate(parts) if parts else np.empty(0)
-
-
-def _in_order(received: Received, table: str) -> Noise:
-    """All noise of a table by row, and by time within a row; the idle span is a row's last."""
-    a, b = received.touched[table], received.idle[table]
-    spans = a.spans.with_all(b.spans)
-    order = np.lexsort((spans.idle, spans.until, spans.row))
-    return Noise(spans.take(order), np.concatenate([a.samples, b.samples])[order])
 
 
 def _joined(pairs: list[Pairs]) -> Pairs:

@@ -2,7 +2,9 @@
 
 import copy
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -238,6 +240,17 @@ def test_L1_holds_across_a_restart_that_loses_nothing():
     assert evidence.verdict is not Verdict.REFUTED
     assessed = [t.name for t in evidence.tests if "restart" in t.name and t.verdict is not Verdict.NOT_ASSESSED]
     assert len(assessed) == 8  # scale and before/after for both kinds of rows, four ways to repeat a draw
+
+
+def test_the_examples_of_the_page_on_power_run():
+    text = (Path(__file__).parents[1] / "docs" / "power.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    runs = [np.random.default_rng(i).standard_normal(100) for i in range(3)]
+    given = {"first": simulate(60), "second": simulate(61), "spec": spec_of(), "runs": runs}
+    for block in blocks:
+        exec(block, given)
+    assert [one.claim for one in given["evidence"]] == ["L1", "L1"]
+    assert 0 < given["e_value"] < 1e9
 
 
 @pytest.mark.parametrize("name", WRONG)
