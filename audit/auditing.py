@@ -236,11 +236,7 @@ def _compared(replay: Replay, folder: RunFolder, request: Request, total: int) -
             "R3",
             Verdict.REFUTED,
             "Rows that were executed again were released with other weights.",
-            private={
-                "rows": wrong,
-                "of": found.compared,
-                "first_rows": {name: rows[:5] for name, rows in found.rows.items()},
-            },
+            private={"rows": wrong, "of": found.compared, "first_rows": first},
         )
     elif found.compared == total:
         rows = finding("R3", Verdict.PROVED, f"All {total} rows of {tables} tables were executed again, to the bit.")

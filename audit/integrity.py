@@ -12,7 +12,7 @@ import numpy as np
 
 from samelaw.audit.findings import Finding, Verdict, finding, not_assessed
 from samelaw.audit.folder import EVIDENCE, INITIAL, LEDGER, PROOFS, WEIGHTS, RunFolder
-from samelaw.audit.law import check_law, spec_of
+from samelaw.audit.law import check_arithmetic, check_law, spec_of
 from samelaw.audit.tensors import TensorFile
 from samelaw.contract.errors import InputError
 from samelaw.contract.ledger import Spent
@@ -130,7 +130,7 @@ def _law(folder: RunFolder, account: Spent, known: Schedule | None) -> tuple[Fin
     try:
         spec = spec_of(opened["law"], rates, known)
         if spec is not None:
-            assert spec.clock.steps == spec.schedule.steps  # and its scales fit float32
+            check_arithmetic(spec)
     except InputError as cause:
         return _result("I5", [*problems, "No run can have the law in the ledger."], "", {"problem": str(cause)}), None
     if spec is None:
@@ -145,8 +145,6 @@ def _law(folder: RunFolder, account: Spent, known: Schedule | None) -> tuple[Fin
     if len(rates) > spec.schedule.steps:
         problems.append("The ledger has more steps than its law declares.")
     problems += _unlawful(account, spec)
-    if spec.contribution_exponent < -200:
-        problems.append("The clip norm is too small for any grid.")
     said = f"The law hashes to its digest; all {len(rates)} steps have its learning rate and its noise."
     return _result("I5", problems, said), spec
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jsonschema
+import numpy as np
+from jsonschema.exceptions import best_match
+
 from samelaw.contract.errors import InputError, SamelawError
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import Mode, PrivacySpec
+from samelaw.equivalence.schemas import schema
+
+LARGEST_RATE = 2.0**40
+SMALLEST_EXPONENT, LARGEST_EXPONENT = 120, 40
 
 
 def spec_of(law: dict[str, Any], rates: Sequence[float], known: Schedule | None) -> PrivacySpec | None:
@@ -55,8 +63,28 @@ def _candidates(name: str, steps: int, rates: Sequence[float]) -> Iterable[Sched
             continue
 
 
+def check_arithmetic(spec: PrivacySpec) -> None:
+    """Refuse a law whose steps leave the range of float32, in which they are computed.
+
+    Raises:
+        InputError: a rate or noise scale is too large, or the grid of contributions out of range.
+    """
+    with np.errstate(over="ignore"):
+        rates = np.array([rate / spec.expected_batch_size for rate in spec.schedule.rates]).astype(np.float32)
+    if not (np.isfinite(rates).all() and np.isfinite(spec.clock.scales).all() and rates.max() < LARGEST_RATE):
+        raise InputError("learning rates or noise scales leave the range of float32")
+    if (
+        not -SMALLEST_EXPONENT <= spec.contribution_exponent <= LARGEST_EXPONENT
+        or spec.clock.scales.max() > LARGEST_RATE
+    ):
+        raise InputError("the clip norm or the noise is out of the range in which gradients are added up")
+
+
 def check_law(law: Any) -> str | None:
     """Why no run can have this law, or None."""
+    worst = best_match(jsonschema.Draft202012Validator(schema("manifest")["$defs"]["law"]).iter_errors(law))
+    if worst is not None:
+        return worst.message
     try:
         described = law["schedule"]
         spec_of(law, [1.0], Schedule.constant(1.0, steps=int(described["steps"])))

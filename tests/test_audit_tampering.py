@@ -728,3 +728,82 @@ def test_what_claims_to_be_large_takes_no_memory(name, good, tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+# Whatever else somebody may write there.
+
+ODD = [None, True, -1, 0, 1, 2**62, 1e-320, 1e308, -0.5, "", "a" * 64, "replay", [], [1, 2, 3], {}, {"a": {}}]
+
+
+def _mutate(value: Any, rng: np.random.Generator) -> Any:
+    """A JSON value with one place, chosen at random, replaced, removed or doubled."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.85:
+        copy = value.copy()
+        key = list(value)[rng.integers(len(value))] if isinstance(value, dict) else int(rng.integers(len(value)))
+        if rng.random() < 0.1:
+            del copy[key]
+        else:
+            copy[key] = _mutate(value[key], rng)
+        return copy
+    return ODD[rng.integers(len(ODD))]
+
+
+@pytest.mark.parametrize(
+    "seed", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_a_ledger_of_any_values_that_is_bound_consistently_never_crashes_the_audit(good, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    told = runs.events(good)
+    for number in range(10 if seed < 2 else 100):
+        place = tmp_path / str(number)
+        place.mkdir()
+        run = good.copy(place)
+        events = list(told)
+        chosen = int(rng.choice([0, 0, 0, rng.integers(len(events))]))
+        event, data = events[chosen]
+        changed = _mutate(data, rng)
+        events[chosen] = (event, changed if isinstance(changed, dict) else {})
+        if chosen == 0 and isinstance(events[0][1].get("law"), dict) and rng.random() < 0.7:
+            text = json.dumps(events[0][1]["law"], sort_keys=True, separators=(",", ":"))
+            events[0] = (event, {**events[0][1], "law_digest": hashlib.sha256(text.encode()).hexdigest()})
+        runs.rewrite_ledger(run, events)
+        opened = events[0][1]
+        runs.edit_manifest(run, lambda m, o=opened: m.update(law=o.get("law"), law_digest=o.get("law_digest")))
+        assert runs.audit(run, replay=number % 5 == 0) in (0, 1, 2, 3)
+        shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_manifest_of_any_values_never_crashes_the_audit(good, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    run = good.copy(tmp_path)
+    told = run.manifest
+    for _ in range(15 if seed == 0 else 150):
+        runs.write_manifest(run, _mutate(_mutate(told, rng), rng))
+        assert runs.audit(run) in (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["ledger.jsonl", "weights.safetensors", "initial_weights.safetensors", "manifest.json"]
+)
+def test_bytes_changed_anywhere_never_crash_the_audit(good, tmp_path, name):
+    rng = np.random.default_rng(11)
+    run = good.copy(tmp_path)
+    whole = file(run, name).read_bytes()
+    for _ in range(12):
+        start, length = int(rng.integers(len(whole))), int(rng.integers(1, 60))
+        change = [bytes(rng.integers(0, 256, length, dtype=np.uint8)), b"", whole[start : start + length] * 2]
+        file(run, name).write_bytes(whole[:start] + change[rng.integers(3)] + whole[start + length :])
+        assert runs.audit(run) in ((0, 1, 3) if name == "manifest.json" else (1, 3))
+
+
+@pytest.mark.slow
+def test_a_transcript_of_any_bytes_never_crashes_the_audit(good, tmp_path):
+    rng = np.random.default_rng(12)
+    run = good.copy(tmp_path)
+    whole = run.transcript.read_bytes()
+    for _ in range(60):
+        start, length = int(rng.integers(len(whole))), int(rng.integers(1, 60))
+        change = [bytes(rng.integers(0, 256, length, dtype=np.uint8)), b"", whole[start : start + length] * 2]
+        run.transcript.write_bytes(whole[:start] + change[rng.integers(3)] + whole[start + length :])
+        assert runs.audit(run, replay=True) in (1, 3)
