@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +273,7 @@ def _alive(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 def test_the_trainer_in_c_conforms(place: Path) -> None:
     source = Path(__file__).parent.parent / "docs" / "bench-examples" / "trainer.c"
     compiled = subprocess.run(
@@ -287,6 +287,5 @@ def test_the_trainer_in_c_conforms(place: Path) -> None:
         json.loads(source.with_name("trainer-abilities.json").read_text()), "trainer-abilities.json"
     )
     runner = Command(f"{os.curdir}/trainer {{in}} {{out}}", declared, timeout=60)
-    found = conform(runner, declared, runs=4, seed=3)
+    found = conform(runner, declared, runs=2, seed=3)
     assert [item.summary for item in found if not item.verdict.holds] == []
-    assert replace(declared, bags=False, repeats=False) != declared
