@@ -59,7 +59,8 @@ class _Opacus:
             noise_generator=torch.Generator().manual_seed(seed),
             grad_sample_mode=self.mode,
         )
-        self.model, self.optimizer = made[0], made[1]
+        self.model: Any = made[0]
+        self.optimizer: Any = made[1]
         if self.mode == "ghost":
             self.criterion = made[2]
 

@@ -61,8 +61,8 @@ class Readout(nn.Module):
 
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of all weights, by the problem's names."""
-        found = {name: table.weight for name, table in self.tables.items()}
-        found |= {name: layer.weight[0] for name, layer in self.dense.items()}
+        found = {name: _weight(table) for name, table in self.tables.items()}
+        found |= {name: _weight(layer)[0] for name, layer in self.dense.items()}
         return {name: value.detach().numpy().copy() for name, value in found.items()}
 
 
@@ -96,8 +96,12 @@ def _tensor(values: np.ndarray) -> Tensor:
     return torch.tensor(values)
 
 
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def _fill(layer: nn.Module, weights: np.ndarray) -> None:
     with torch.no_grad():
-        parameter = layer.weight
-        assert isinstance(parameter, nn.Parameter)
-        parameter.copy_(_tensor(weights))
+        _weight(layer).copy_(_tensor(weights))

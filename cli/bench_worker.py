@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from samelaw.contract.bench import Abilities, TrainerFactory
 from samelaw.contract.errors import InputError
@@ -75,7 +75,7 @@ def find_factory(name: str, path: list[str]) -> TrainerFactory:
             f"{name} must have an attribute `abilities`, a samelaw.contract.bench.Abilities that says what the trainer "
             "can do: what is not declared is not assessed"
         )
-    return factory
+    return cast(TrainerFactory, factory)
 
 
 if __name__ == "__main__":

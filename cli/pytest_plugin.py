@@ -29,7 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    trainers = [*config.getini("samelaw_trainer"), *config.getoption("--samelaw-trainer")]
+    named: list[str] = config.getoption("--samelaw-trainer") or []
+    trainers: list[str] = [*config.getini("samelaw_trainer"), *named]
     for trainer in dict.fromkeys(trainers):
         items.extend(TrainerOnBench.from_parent(session, name=f"samelaw[{trainer}]", trainer=trainer).collect())
 
@@ -65,14 +66,13 @@ class TrainerOnBench(pytest.Collector):
         from samelaw.cli.bench_processes import Worker
         from samelaw.equivalence.bench.conform import conform
 
-        chosen = {name: self._chosen(name) for name in ("runs", "seed")}
         with Worker(self.trainer, timeout=float(self.config.getini("samelaw_timeout"))) as worker:
             twin = None
             if worker.abilities.noise == "keyed":
                 from samelaw.cli.bench_own import reference
 
                 twin = reference
-            found = conform(worker, worker.abilities, twin=twin, **chosen)
+            found = conform(worker, worker.abilities, runs=self._chosen("runs"), seed=self._chosen("seed"), twin=twin)
         return {item.claim: item for item in found}
 
     def _chosen(self, name: str) -> int:

@@ -35,7 +35,7 @@ def conform(
     seed: int = 0,
     false_alarm: float = laws.FALSE_ALARM,
     twin: Twin | None = None,
-    done: Callable[[Job], None] = lambda _: None,
+    done: Callable[[Job], object] = lambda _: None,
 ) -> list[Evidence]:
     """Everything that can be said of a trainer from outside.
 
