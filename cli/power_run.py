@@ -24,6 +24,7 @@ from samelaw.contract.noise import NoiseKey
 from samelaw.contract.spec import Mode
 from samelaw.equivalence import laws, power
 from samelaw.equivalence.budget import Budget, holm
+from samelaw.equivalence.calibration import CONFIDENCE
 from samelaw.equivalence.laws import Measured, check_rate
 from samelaw.equivalence.noise_law import MARGIN
 from samelaw.equivalence.noise_tests import measure_noise
@@ -201,6 +202,6 @@ def page(found: Power) -> str:
         f"Made by `samelaw power --runs {facts['runs']} --synthetic {facts['synthetic']} --seed {facts['seed']}`: "
         f"{facts['synthetic']:,} samples of {SIZE:,}\nvalues for each test alone, and {facts['runs']} real runs of the "
         f"lazy trainer (two tables of {ROWS:,} rows and {DIM} columns, {STEPS} steps), each with every gap. "
-        f"The rate is a {power.CONFIDENCE:.0%} Clopper–Pearson interval. At an error budget of {found.alpha:g} for all "
+        f"The rate is a {CONFIDENCE:.0%} Clopper–Pearson interval. At an error budget of {found.alpha:g} for all "
         f"of it: {verdict}.\n\n{power.table(found)}"
     )

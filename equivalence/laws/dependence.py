@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from jaxtyping import Float64
@@ -30,7 +30,9 @@ _EQUAL = "rows equal to another row"
 _SAME = "rows left exactly as they were"
 
 
-def measure_correlation(first: Samples, second: Samples, *, name: str = "correlation") -> Measured:
+def measure_correlation(
+    first: Samples, second: Float64[np.ndarray, "others"], *, name: str = "correlation"
+) -> Measured:
     """See `correlation`."""
     n = first.size
     if second.size != n:
@@ -41,9 +43,10 @@ def measure_correlation(first: Samples, second: Samples, *, name: str = "correla
     if n < 32:
         return too_few(name, _R)
     finite = is_finite(first) and is_finite(second)
-    found = float(np.corrcoef(first, second)[0, 1]) if finite else math.nan
+    with np.errstate(invalid="ignore", divide="ignore"):  # a constant column: no r, and no noise
+        found = float(np.corrcoef(first, second)[0, 1]) if finite else math.nan
 
-    # r^2 of independent normals is Beta(1/2, (n - 2)/2); a constant column has no r, and is no noise.
+    # r^2 of independent normals is Beta(1/2, (n - 2)/2).
     p_value = float(special.betaincc(0.5, (n - 2) / 2, min(1.0, found**2)))
     return measured(
         name, n, p_value, abs(found), _R, partial(_correlation_limits, n, found), finite=math.isfinite(found)
@@ -52,7 +55,7 @@ def measure_correlation(first: Samples, second: Samples, *, name: str = "correla
 
 def correlation(
     first: Samples,
-    second: Samples,
+    second: Float64[np.ndarray, "others"],
     *,
     false_alarm: float = FALSE_ALARM,
     false_pass: float = FALSE_PASS,
@@ -204,8 +207,14 @@ def _count_close_rows(rows: np.ndarray, within: float) -> int:
     return int(close.sum())
 
 
+@cache
+def _r_threshold(n: int, false_alarm: float) -> float:
+    """What |r| of n independent pairs exceeds with this probability."""
+    return math.sqrt(float(stats.beta.isf(false_alarm, 0.5, (n - 2) / 2)))
+
+
 def _correlation_limits(n: int, found: float, false_alarm: float, false_pass: float) -> Limits:
-    threshold = math.sqrt(float(stats.beta.isf(false_alarm, 0.5, (n - 2) / 2)))
+    threshold = _r_threshold(n, false_alarm)
     detectable = math.tanh(math.atanh(threshold) + normal_quantile(false_pass) / math.sqrt(n - 3))
     return Limits(threshold, detectable, 1 - false_pass, note=f"r = {found:+.5f}")
 

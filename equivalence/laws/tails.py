@@ -108,7 +108,7 @@ def largest(
 
 def _cut(log_below: float) -> float:
     """m with P(|z| <= m) = exp(log_below)."""
-    return float(stats.norm.isf(-math.expm1(log_below) / 2))
+    return -float(special.ndtri(-math.expm1(log_below) / 2))
 
 
 @cache
