@@ -72,6 +72,8 @@ class Canaries:
         drawn = np.empty((canaries, len(first), dim), dtype=np.float32)
         for number in range(len(first)):
             vectors = rng.standard_normal((canaries, dim))
+            if dim > 1:  # along such vectors, noise that is one number for the whole row is no noise at all
+                vectors -= np.mean(vectors, axis=1, keepdims=True)
             # As long in every table: a trainer that clips by table then lets through sqrt(tables) times the clip norm.
             drawn[:, number] = vectors / np.sqrt(len(first) * np.sum(vectors**2, axis=1, keepdims=True))
         return cls(first, drawn, rng.random(canaries) < 0.5, examples, repeats)

@@ -201,10 +201,10 @@ def test_correct_runs_are_above_the_claim_as_often_as_stated_and_never_refuted()
 
 @pytest.mark.slow
 def test_correct_runs_at_length():
-    above, refuted = wrongly_above(4000, canaries=1000, seed=32)
-    print(f"above {above}, refuted {refuted} of 4000")
-    assert stats.binom.sf(above - 1, 4000, 0.05) > 1e-6
-    assert refuted == 0
+    above, refuted = wrongly_above(2000, canaries=1000, seed=32)
+    print(f"some bound above the claim in {above}, refuted {refuted}, of 2000 correct runs")
+    assert stats.binom.sf(above - 1, 2000, 0.05) > 1e-6
+    assert refuted == 0  # by its level, in one such test of 500
 
 
 # Faults: the lower bound goes above the claim.
@@ -218,6 +218,7 @@ SEEN = {
     "off-by-one": "clopper-pearson",
     "linear-std": "clopper-pearson",
     "last-step-only": "clopper-pearson",
+    "one-number-per-row": "clopper-pearson",
 }
 
 

@@ -291,34 +291,37 @@ def test_B4_trying_several_numbers_of_guesses_costs_no_coverage():
     assert covers(failures, 300, 0.05)
 
 
+LENGTH = 4000
+
+
+def report(what, failures, audits=LENGTH):
+    print(f"{what}: above the truth in {100 * failures / audits:.2f} % of {audits}")
+    return covers(failures, audits, 0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [20, 1000])
-@pytest.mark.parametrize("truth", [0.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("truth", [0.0, 1.0, 3.0])
 def test_B1_coverage_at_length(truth, n):
-    failures = coverage_of_gaussian(truth, 20_000, seed=21, n=n)
-    print(f"gaussian mu={truth} n={n}: {failures / 20_000:.4f}")
-    assert covers(failures, 20_000, 0.05)
-    assert stats.binom.cdf(failures, 20_000, 0.05) > 1e-6
+    failures = coverage_of_gaussian(truth, 10_000, seed=21, n=n)
+    assert report(f"gaussian, mu {truth}, {n} + {n} scores", failures, 10_000)
+    assert stats.binom.cdf(failures, 10_000, 0.05) > 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [100, 2000])
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.0, 0.0), (0.0, 0.1), (0.5, 0.0), (1.0, 0.05), (3.0, 0.0)])
 def test_B2_coverage_at_length(epsilon, delta, n):
-    failures = worst_case_failures(epsilon, delta, 10_000, seed=22, n=n)
-    print(f"clopper-pearson eps={epsilon} delta={delta} n={n}: {failures / 10_000:.4f}")
-    assert covers(failures, 10_000, 0.05)
+    failures = worst_case_failures(epsilon, delta, LENGTH, seed=22, n=n)
+    assert report(f"clopper-pearson, epsilon {epsilon}, delta {delta}, {n} + {n} scores", failures)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mu", [0.0, 0.5, 1.0, 3.0])
 def test_B3_coverage_at_length(mu):
     rng = np.random.default_rng(23)
-    failures = sum(
-        lower_bounds.gdp_clopper_pearson(gaussian_halves(mu, 500, rng), confidence=0.95) > mu for _ in range(10_000)
-    )
-    print(f"gdp mu={mu}: {failures / 10_000:.4f}")
-    assert covers(failures, 10_000, 0.05)
+    bounds = [lower_bounds.gdp_clopper_pearson(gaussian_halves(mu, 500, rng), confidence=0.95) for _ in range(LENGTH)]
+    assert report(f"gdp-clopper-pearson, mu {mu}, 500 + 500 scores", int(np.count_nonzero(np.array(bounds) > mu)))
 
 
 @pytest.mark.slow
@@ -327,8 +330,7 @@ def test_B4_coverage_at_length(epsilon, guesses):
     failures = one_run_failures(
         randomised_response(epsilon), epsilon, 0.0, 10_000, canaries=200, guesses=guesses, seed=24
     )
-    print(f"one-run eps={epsilon} guesses={guesses}: {failures / 10_000:.4f}")
-    assert covers(failures, 10_000, 0.05)
+    assert report(f"one-run, epsilon {epsilon}, {guesses} guesses among 200 canaries", failures, 10_000)
 
 
 # Properties.
