@@ -1,6 +1,7 @@
 """Lower bounds on epsilon from the scores of canaries that were in a run and of canaries that were not.
 
-Each bound holds with its confidence under assumptions of its own, and they are not the same:
+Each bound holds with its confidence under assumptions of its own, and they are not the same. `one_run` has its own
+module.
 
 | bound | what is assumed of the scores | what it bounds |
 |---|---|---|
@@ -9,7 +10,7 @@ Each bound holds with its confidence under assumptions of its own, and they are 
 | `clopper_pearson` | independent | epsilon at delta, of any mechanism |
 | `one_run` | nothing: the coins were fair and independent | epsilon at delta, of any mechanism |
 
-A bound of 0 says nothing. A larger score must speak for "in" only where a function says so.
+A bound of 0 says nothing. For `gaussian` and `one_run` a larger score must speak for "in"; the others find the side.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64, Int64
 from scipy import optimize, special
 
 from samelaw.accounting.closed_forms import gaussian_log_delta, solve_epsilon
@@ -30,7 +30,6 @@ from samelaw.contract.errors import InputError
 FEWEST = 8
 """Scores that a group needs before anything is said of it."""
 _CANDIDATES = 400
-_LARGEST_ONE_RUN = 256
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(256)
 
 _Worth: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -53,7 +52,7 @@ class Halves:
 
     def __post_init__(self) -> None:
         for name in ("choose_in", "choose_out", "count_in", "count_out"):
-            _check_scores(name, getattr(self, name), "Halves", infinite=True)
+            check_scores(name, getattr(self, name), "Halves", infinite=True)
 
     @classmethod
     def of(cls, inside: Float64[np.ndarray, "_"], outside: Float64[np.ndarray, "_"]) -> Halves:
@@ -77,7 +76,7 @@ def gaussian_mu(inside: Float64[np.ndarray, "_"], outside: Float64[np.ndarray, "
         InputError: fewer than FEWEST scores in a group; a score is not finite.
     """
     for name, scores in (("inside", inside), ("outside", outside)):
-        _check_scores(name, scores, "gaussian_mu", infinite=False)
+        check_scores(name, scores, "gaussian_mu", infinite=False)
     check_confidence(confidence, "gaussian_mu")
     n, m = inside.size, outside.size
     freedom = n + m - 2
@@ -160,107 +159,6 @@ def gdp_clopper_pearson(halves: Halves, *, confidence: float) -> float:
     return float(_mu_of_rates(*_rates(halves.count_in, halves.count_out, threshold, sign, confidence))[0])
 
 
-def one_run(
-    scores: Float64[np.ndarray, "canaries"],
-    included: Bool[np.ndarray, "canaries"],
-    guesses: int,
-    *,
-    delta: float,
-    confidence: float,
-) -> float:
-    """A lower bound on epsilon from one run in which every canary was in or out by its own fair coin.
-
-    The canaries with the largest scores are guessed "in", as many with the smallest are guessed "out", `guesses` in
-    all, and nothing is guessed of the rest. Nothing is assumed of how the scores depend on each other.
-
-    Args:
-        guesses: an even number that must not depend on `included`; use `one_run_best` to try several.
-
-    Guarantees:
-        B4  For an (epsilon, delta)-private mechanism and fair independent coins, P(bound > epsilon) <= 1 - confidence.
-
-    Source: Steinke, Nasr and Jagielski, "Privacy auditing with one (1) training run", arXiv 2305.08846, Theorem 5.2
-        and Corollary 5.4.
-    """
-    _check_scores("scores", scores, "one_run", infinite=True)
-    if included.shape != scores.shape or not 2 <= guesses <= scores.size or guesses % 2:
-        raise InputError(
-            f"one_run needs one coin per score and an even number of guesses in 2..{scores.size}, got "
-            f"{included.size} coins, {scores.size} scores and {guesses} guesses"
-        )
-    order = np.argsort(scores, kind="stable")
-    right = int(np.count_nonzero(included[order[-guesses // 2 :]])) + int(
-        np.count_nonzero(~included[order[: guesses // 2]])
-    )
-
-    return one_run_epsilon(right, guesses, canaries=scores.size, delta=delta, confidence=confidence)
-
-
-def one_run_best(
-    scores: Float64[np.ndarray, "canaries"],
-    included: Bool[np.ndarray, "canaries"],
-    *,
-    delta: float,
-    confidence: float,
-) -> tuple[float, int]:
-    """The largest of the `one_run` bounds for halving numbers of guesses, and its number of guesses.
-
-    The error is shared among all numbers that are tried, so the guarantee is that of `one_run`.
-    """
-    numbers = guess_numbers(scores.size)
-    each = 1 - (1 - confidence) / len(numbers)
-    found = [(one_run(scores, included, r, delta=delta, confidence=each), r) for r in numbers]
-    return max(found, key=lambda bound: bound[0])
-
-
-@lru_cache(maxsize=1 << 14)
-def one_run_epsilon(right: int, guesses: int, *, canaries: int, delta: float, confidence: float) -> float:
-    """The bound of `one_run` from the number of right guesses alone; kept, since simulations ask again and again."""
-    check_delta(delta, "one_run_epsilon")
-    check_confidence(confidence, "one_run_epsilon")
-
-    def p_value(epsilon: float) -> float:
-        return one_run_p_value(epsilon, delta, canaries=canaries, guesses=guesses, right=right)
-
-    level = 1 - confidence
-    # The first of these at which the p-value is too large, and not just any: it need not rise everywhere.
-    low = 0.0
-    for high in np.arange(_LARGEST_ONE_RUN + 1, dtype=np.float64) / 4:
-        if p_value(float(high)) > level:
-            break
-        low = float(high)
-    else:
-        return low
-    if high == 0:
-        return 0.0
-    high = float(high)
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if p_value(middle) <= level else (low, middle)
-    return low
-
-
-def guess_numbers(canaries: int) -> list[int]:
-    """Numbers of guesses to try: half of the canaries, a quarter, ..., down to about 16."""
-    numbers = [2 * (canaries >> (shift + 1)) for shift in range(1, 64) if canaries >> shift >= 16]
-    return numbers or [2 * (canaries // 2)]
-
-
-def one_run_p_value(epsilon: float, delta: float, *, canaries: int, guesses: int, right: int) -> float:
-    """A bound on P(at least `right` of `guesses` guesses are right) over all (epsilon, delta)-private mechanisms.
-
-    With W ~ Binomial(guesses, e^eps / (1 + e^eps)) and f(v) = P(W >= v), it is
-    f(v) + 2 * canaries * delta * max over i >= 1 of (f(v - i) - f(v)) / i.
-    """
-    rate = special.expit(epsilon)
-    tail = float(special.bdtrc(right - 1, guesses, rate))
-    if delta == 0 or right == 0:
-        return min(1.0, tail)
-    nearer = np.arange(1, right + 1)
-    gained = special.bdtrc(right - 1 - nearer, guesses, rate) - tail
-    return min(1.0, tail + 2 * canaries * delta * float(np.max(gained / nearer)))
-
-
 def largest_epsilon(counted: int, *, delta: float, confidence: float) -> float:
     """What `clopper_pearson` says at most with this many scores of each group to count: no error at all."""
     check_confidence(confidence, "largest_epsilon")
@@ -288,7 +186,7 @@ def check_delta(delta: float, place: str) -> None:
         raise InputError(f"delta must be in [0, 1), got {delta!r} in {place}")
 
 
-def _check_scores(name: str, scores: Float64[np.ndarray, "_"], place: str, *, infinite: bool) -> None:
+def check_scores(name: str, scores: Float64[np.ndarray, "_"], place: str, *, infinite: bool) -> None:
     if scores.ndim != 1 or scores.size < FEWEST:
         raise InputError(
             f"{name} must be a vector of at least {FEWEST} scores, got shape {scores.shape} in {place}: plant more "

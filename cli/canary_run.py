@@ -14,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from samelaw.accounting.statement import price
-from samelaw.audit.attack import THREAT_MODEL, AttackResult, Bound, Claim, Outcome, check_levels, judge
+from samelaw.audit.attack import check_levels, judge
+from samelaw.audit.attack_result import THREAT_MODEL, AttackResult, Bound, Claim, Outcome
 from samelaw.audit.canaries import Canaries, Scores
 from samelaw.cli.attack_command import BAD_INPUT, INCONCLUSIVE, NOT_REFUTED, REFUTED
 from samelaw.cli.canary_model import canary_problem, table_path

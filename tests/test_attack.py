@@ -14,7 +14,8 @@ import pytest
 import torch
 from scipy import stats
 
-from samelaw.audit.attack import Claim, Outcome, judge, likelihood_ratio
+from samelaw.audit.attack import judge, likelihood_ratio
+from samelaw.audit.attack_result import Claim, Outcome
 from samelaw.audit.canaries import Canaries, Scores
 from samelaw.cli import attack_command, canary_run
 from samelaw.cli.canary_model import canary_problem, table_path

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from samelaw.accounting.closed_forms import gaussian_log_delta
-from samelaw.audit import lower_bounds
+from samelaw.audit import lower_bounds, one_run
 from samelaw.audit.lower_bounds import Halves
 from samelaw.contract.errors import InputError
 
@@ -70,7 +70,7 @@ def test_the_clopper_pearson_bounds_are_the_published_figures(n, draws, gdp, pla
 )
 def test_the_one_run_bound_is_the_papers_own_figure(canaries, guesses, right, delta, published):
     # arXiv 2305.08846, appendix D and section 7: the first rounded, the second cut off after three digits.
-    found = lower_bounds.one_run_epsilon(right, guesses, canaries=canaries, delta=delta, confidence=0.95)
+    found = one_run.one_run_epsilon(right, guesses, canaries=canaries, delta=delta, confidence=0.95)
     assert found == pytest.approx(published, abs=1e-3)
 
 
@@ -122,7 +122,7 @@ def exact_p_value(e_to_epsilon, delta, canaries, guesses, right):
 @pytest.mark.parametrize("e_to_epsilon", [1, 2, 20])
 @pytest.mark.parametrize("delta", [0, "1/1000"])
 def test_the_one_run_p_value_is_the_theorems_formula(right, e_to_epsilon, delta):
-    found = lower_bounds.one_run_p_value(
+    found = one_run.one_run_p_value(
         math.log(e_to_epsilon), float(Fraction(delta)), canaries=60, guesses=40, right=right
     )
     assert found == pytest.approx(exact_p_value(e_to_epsilon, delta, 60, 40, right), rel=1e-9)
@@ -227,7 +227,7 @@ def one_run_failures(answers, epsilon, delta, audits, *, canaries, guesses, seed
     failures = 0
     for _ in range(audits):
         included = rng.random(canaries) < 0.5
-        found = lower_bounds.one_run(
+        found = one_run.one_run(
             answers(included, rng),
             included,
             guesses,
@@ -287,7 +287,7 @@ def test_B4_trying_several_numbers_of_guesses_costs_no_coverage():
     for _ in range(300):
         included = rng.random(256) < 0.5
         scores = randomised_response(0.5)(included, rng)
-        failures += lower_bounds.one_run_best(scores, included, delta=0.0, confidence=0.95)[0] > 0.5
+        failures += one_run.one_run_best(scores, included, delta=0.0, confidence=0.95)[0] > 0.5
     assert covers(failures, 300, 0.05)
 
 
@@ -352,7 +352,7 @@ def test_more_confidence_never_gives_a_larger_bound(groups):
     assert mus == sorted(mus, reverse=True)
     scores = np.concatenate(groups)
     included = np.arange(scores.size) < inside.size
-    runs = [lower_bounds.one_run(scores, included, 16, delta=DELTA, confidence=c) for c in (0.5, 0.9, 0.999)]
+    runs = [one_run.one_run(scores, included, 16, delta=DELTA, confidence=c) for c in (0.5, 0.9, 0.999)]
     assert runs == sorted(runs, reverse=True)
 
 
@@ -378,11 +378,11 @@ def test_threshold_bounds_do_not_depend_on_the_unit_of_the_scores_nor_on_which_s
 def test_the_one_run_p_value_rises_with_epsilon_up_to_the_level(guesses, right, delta, more):
     # The bound stops at the first epsilon whose p-value is too large; were a later one small again, it would not count.
     values = [
-        lower_bounds.one_run_p_value(e, delta, canaries=guesses + more, guesses=guesses, right=round(right * guesses))
+        one_run.one_run_p_value(e, delta, canaries=guesses + more, guesses=guesses, right=round(right * guesses))
         for e in np.linspace(0, 6, 25)
     ]
     assert all(0 <= value <= 1 for value in values)
-    bound = lower_bounds.one_run_epsilon(
+    bound = one_run.one_run_epsilon(
         round(right * guesses), guesses, canaries=guesses + more, delta=delta, confidence=0.95
     )
     assert all(value <= 0.05 for value, e in zip(values, np.linspace(0, 6, 25), strict=True) if e < bound)
@@ -422,7 +422,7 @@ def test_scores_that_never_vary_bound_nothing_or_everything():
             "delta must be",
         ),
         (
-            lambda: lower_bounds.one_run(np.zeros(9), np.zeros(9, dtype=bool), 3, delta=0.0, confidence=0.9),
+            lambda: one_run.one_run(np.zeros(9), np.zeros(9, dtype=bool), 3, delta=0.0, confidence=0.9),
             "even number of guesses",
         ),
         (lambda: lower_bounds.epsilon_of_mu(1.0, -0.1), "delta must be"),
