@@ -247,8 +247,8 @@ def test_below_full_batches_a_row_without_noise_is_still_seen():
 
 
 def test_a_repeated_row_shows_the_norm_that_counts_it_once():
-    assert judge(*run("--repeats", 4)).outcome is Outcome.NOT_REFUTED
-    result = judge(*run("--repeats", 4, "--fault", "bag-duplicates-once"))
+    assert judge(*run("--repeats", 4, "--steps", 4)).outcome is Outcome.NOT_REFUTED
+    result = judge(*run("--repeats", 4, "--steps", 4, "--fault", "bag-duplicates-once"))
     assert result.outcome is Outcome.REFUTED
     assert result.bounds[0].mu == pytest.approx(4 * result.claim.mu, rel=0.1)
 
