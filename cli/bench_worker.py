@@ -2,7 +2,7 @@
 
 Standard input and output carry one JSON object a line. First comes {"trainer": "MODULE:FACTORY", "path": [...]},
 answered with {"abilities": {...}}; then {"in": FOLDER, "out": FOLDER} for each job, answered with {"failure": null} or
-what went wrong. Whatever the trainer prints goes to standard error.
+what went wrong. Whatever the trainer prints goes to standard error, and it finds nothing to read.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ from samelaw.equivalence.bench.files import read_job, write_outcome
 
 
 def main() -> None:
+    orders = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # a trainer that reads standard input must not read our orders
     os.dup2(2, 1)
 
     def answer(record: dict[str, Any]) -> None:
         print(json.dumps(record), file=answers, flush=True)
 
-    hello = json.loads(sys.stdin.readline())
+    hello = json.loads(orders.readline())
     try:
         factory = find_factory(hello["trainer"], hello["path"])
     except InputError as error:
         answer({"error": str(error)})
         return
     answer({"abilities": factory.abilities.to_json()})
-    for line in sys.stdin:
+    for line in orders:
         order = json.loads(line)
         outcome = run_here(factory, read_job(Path(order["in"])))
         failure = outcome.failure

@@ -21,7 +21,7 @@ from samelaw.equivalence.bench.conduct import Outcome, run_here
 from samelaw.equivalence.bench.conform import conform
 from samelaw.equivalence.bench.problems import Job
 
-SLOW = {f"samelaw.cli.bench_own:{name}" for name in ("Eager", "Lazy", "LazyBridge")}
+SLOW = {f"samelaw.cli.bench_own:{name}" for name in ("Eager", "Lazy", "LazyBridge", "LazyAggregate")}
 
 
 def script() -> ModuleType:

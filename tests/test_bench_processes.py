@@ -55,12 +55,17 @@ MODULE = """
     class Talks(Good):
         def train_batch(self, batch):
             print("to standard output"); os.write(1, b"past Python\\n")
+            assert sys.stdin.read() == "" and os.read(0, 10) == b""
             super().train_batch(batch)
 
     class Dies(Good):
         def train_batch(self, batch):
             print("last words", file=sys.stderr, flush=True)
             os.abort()
+
+    class Exits(Good):
+        def train_batch(self, batch):
+            sys.exit("enough")
 
     class Leaves(Good):
         def train_batch(self, batch):
@@ -91,7 +96,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_worker_runs_a_factory_of_the_current_folder_and_survives_what_it_prints(place: Path) -> None:
+def test_a_worker_runs_a_factory_of_the_current_folder_and_survives_what_it_prints_and_reads(place: Path) -> None:
     with Worker("their:Talks", timeout=60) as worker:
         assert worker.abilities == PLAIN
         outcome = worker(JOB)
@@ -105,6 +110,7 @@ def test_a_worker_runs_a_factory_of_the_current_folder_and_survives_what_it_prin
     [
         ("Dies", Kind.CRASHED, "killed by SIGABRT"),
         ("Leaves", Kind.CRASHED, "exit status 3"),
+        ("Exits", Kind.CRASHED, "exit status 1"),
         ("Hangs", Kind.TIMED_OUT, "no answer within 1 s"),
     ],
 )
