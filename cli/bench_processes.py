@@ -21,6 +21,7 @@ from samelaw.equivalence.bench.conduct import Failure, Kind, Outcome
 from samelaw.equivalence.bench.files import read_outcome, write_job
 from samelaw.equivalence.bench.problems import Job
 
+_ENDING = 30.0  # seconds that a process may take to end once its pipe is closed
 _STARTING = 120.0  # seconds that the import of a trainer may take at least; torch alone takes several
 
 
@@ -107,6 +108,9 @@ class Worker:
             timer.cancel()
         if line.endswith("\n") and not late.is_set():
             return json.loads(line)
+        if not late.is_set():
+            with suppress(subprocess.TimeoutExpired):  # its pipe is closed: let it end by itself and say how
+                process.wait(_ENDING)
         _end(process)
         self._process = None
         if late.is_set():
