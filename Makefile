@@ -13,13 +13,14 @@ PYTEST ?=
 WORKERS ?= auto
 RUNS ?= 5000
 
-.PHONY: help calibration power verify test test-slow test-runs test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden findings audit-examples benchmarks train clean
+.PHONY: help test-accounting calibration power verify test test-slow test-runs test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden findings audit-examples benchmarks train clean
 
 help:
 	@echo "make verify      train both twins on MovieLens-100k, compare, price, report (VERIFY='--steps 50' passes options)"
 	@echo "make test        the test suite (PYTEST='-k noise' passes options)"
 	@echo "make test-slow   the long checks: 1e8 draws, 20 kills, every seeded fault through the command line"
 	@echo "make test-runs   $(RUNS) whole runs made up by Hypothesis, each compared every way (RUNS=20000)"
+	@echo "make test-accounting  every accountant against the others on a grid of 240 points (about half an hour)"
 	@echo "make test-gpu    the checks that need a CUDA device"
 	@echo "make check       ruff, pyright and import-linter on the installed package"
 	@echo "make proofs      the machine-checked proofs (needs Coq 8.16; about two minutes, seconds when nothing has changed)"
@@ -58,6 +59,9 @@ test-slow: $(PACKAGE)
 # Without the checks of annotations, which make a run four times as slow.
 test-runs: $(PACKAGE)
 	SAMELAW_RUNS=$(RUNS) $(BIN)/python -m pytest --noconftest -m "slow" --timeout 36000 -k thousands tests/test_whole_runs.py $(PYTEST)
+
+test-accounting: $(PACKAGE)
+	$(BIN)/python -m pytest --timeout 3600 tests/test_accounting.py tests/test_accounting_truth.py tests/test_accounting_contour.py tests/test_accounting_assumptions.py $(PYTEST)
 
 test-gpu: $(PACKAGE)
 	$(BIN)/python -m pytest -m "gpu" --timeout 3600 $(PYTEST)

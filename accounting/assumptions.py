@@ -215,7 +215,7 @@ def gaussian_dp(mechanism: SampledGaussian) -> tuple[float, str]:
     """mu of Gaussian differential privacy, and what kind of number that is.
 
     Exact for full batches. Otherwise the central limit theorem's mu = q sqrt(T (exp(1/sigma^2) - 1)), which is no
-    bound: it under-reports, by three orders of magnitude at q = 1e-6.
+    bound: at (q, sigma, T, delta) = (1e-5, 0.4, 1000, 1e-6) it says epsilon 0.024 where 0.85 is true.
 
     Source: Dong, Roth and Su, arXiv 1905.02383; Bu, Dong, Long and Su, arXiv 1911.11607 (Poisson sampling).
     """

@@ -151,6 +151,14 @@ def price_plan(plan: Plan, delta: float) -> Interval:
     return _with_cut_batches(directions, delta, cut)
 
 
+def moments_epsilon(plan: Plan, delta: float) -> float:
+    """An upper bound on epsilon from moments alone, for batches that are not cut: quick, and some percent high."""
+    compositions = [Composition(parts) for parts in plan.directions() if parts]
+    if any(c.certain >= delta for c in compositions):
+        return math.inf
+    return max((c.chernoff((delta - c.certain) / (1 - c.certain))[0] for c in compositions), default=0.0)
+
+
 def _by_moments(compositions: list[Composition], delta: float, reason: str) -> Interval:
     """The Chernoff bounds, and nothing below them."""
     bound = max(c.chernoff((delta - c.certain) / (1 - c.certain))[0] for c in compositions)

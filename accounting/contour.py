@@ -67,13 +67,13 @@ class Line:
     def delta(self, epsilon: float) -> tuple[float, float, float]:
         """(lower, estimate, upper) of the delta of the finite losses at epsilon."""
         y = self.spacing * np.arange(len(self.log_values))
-        log_modulus = self.log_values.real - self.c * epsilon
+        log_modulus = np.real(self.log_values) - self.c * epsilon
         if float(log_modulus.max()) > 600:  # far below the epsilon that the line is for
             return 0.0, 1.0, math.inf
         modulus = np.exp(log_modulus)
-        value = modulus * np.cos(self.log_values.imag - y * epsilon)
+        value = modulus * np.cos(np.imag(self.log_values) - y * epsilon)
         estimate = self.spacing / math.pi * (math.fsum(value) - float(value[0]) / 2)
-        phase = 4 * UNIT * (y * abs(epsilon) + np.abs(self.log_values.imag) + np.abs(log_modulus) + 8)
+        phase = 4 * UNIT * (y * abs(epsilon) + np.abs(np.imag(self.log_values)) + np.abs(log_modulus) + 8)
         grown = np.exp(np.minimum(log_modulus + self.growth, 700.0))
         slip = np.where(self.growth < 1, modulus * np.expm1(np.minimum(self.growth, 1.0)), grown)
         error = self.spacing / math.pi * float((slip + modulus * phase).sum())
@@ -384,9 +384,11 @@ def _log1p(z: np.ndarray) -> np.ndarray:
     plain = (size < 0.5) | (np.abs(z) > 1e8)  # 1 + Re z is exact in the first case
     near = np.where(plain, 0.0, z)
     real = np.where(
-        plain, np.log(np.maximum(size, 1e-300)), 0.5 * np.log1p(2 * near.real + (near.real**2 + near.imag**2))
+        plain,
+        np.log(np.maximum(size, 1e-300)),
+        0.5 * np.log1p(2 * np.real(near) + (np.real(near) ** 2 + np.imag(near) ** 2)),
     )
-    return real + 1j * np.arctan2(z.imag, 1 + z.real)
+    return real + 1j * np.arctan2(np.imag(z), 1 + np.real(z))
 
 
 def _log1p_error(z: np.ndarray) -> np.ndarray:

@@ -296,13 +296,13 @@ def _log_ratio(mixture: Mixture, x: np.ndarray, sigma: float) -> tuple[np.ndarra
     weights = np.array([w for w, _ in moved])
     means = np.array([m for _, m in moved])
     exponent = np.multiply.outer(x, means / sigma**2) - means**2 / (2 * sigma**2)
-    largest = exponent.real.max(axis=-1)
-    near = ((exponent.real + np.log(weights)).max(axis=-1) < 0) & (largest < 600)
+    largest = np.real(exponent).max(axis=-1)
+    near = ((np.real(exponent) + np.log(weights)).max(axis=-1) < 0) & (largest < 600)
     value, error = np.empty(x.shape, dtype=exponent.dtype), np.empty(x.shape)
     gentle = exponent[near]
     from_one = np.expm1(gentle)
     value[near] = np.log1p(from_one @ weights)
-    error[near] = (np.abs(from_one) + np.abs(gentle) * np.exp(gentle.real)) @ weights
+    error[near] = (np.abs(from_one) + np.abs(gentle) * np.exp(np.real(gentle))) @ weights
     # Far out, the largest term is taken out: with its phase where it is the only one, so that the branch is kept.
     steep = exponent[~near]
     top = steep[..., 0] if len(moved) == 1 else np.maximum(largest[~near], 0.0)
@@ -337,10 +337,10 @@ def _spacing(branch: Branch, support: tuple[float, float], c: float, y: float, l
     modulus = abs(complex(c, y))
     for a in {min(0.95 * width, natural * f) for f in (0.03, 0.2, 0.7, 2.0, 5.0, 9.0)}:
         base, loss, _ = branch.at(t + 1j * a)
-        grown = c * loss.real + y * np.abs(loss.imag)
+        grown = c * np.real(loss) + y * np.abs(np.imag(loss))
         with np.errstate(divide="ignore"):
             factor = np.maximum(0.0, grown) + np.minimum(math.log(2), np.log(modulus * np.abs(loss) + 1e-300))
-        log_height = base.real + factor
+        log_height = np.real(base) + factor
         top = float(log_height.max())
         log_bound = top + math.log(float(np.exp(log_height - top).sum()) * (t[1] - t[0])) + 0.1
         best = max(best, 2 * math.pi * a / max(1.0, log_bound - log_tolerance + math.log(2.1)))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from scipy import optimize
+
 from samelaw.accounting.assumptions import Assumptions
-from samelaw.accounting.composition import Plan, Spend, price_plan
+from samelaw.accounting.composition import Plan, Spend, moments_epsilon, price_plan
 from samelaw.accounting.engines import exact_interval
 from samelaw.accounting.mechanism import LARGEST_STEPS, SampledGaussian
 from samelaw.contract.errors import InputError
@@ -41,16 +43,26 @@ def most_steps(
         mechanism = SampledGaussian(sampling_rate, noise_multiplier, steps)
         return upper_epsilon(Plan((mechanism,), assumptions, spends), delta) <= target_epsilon
 
-    if not fits(1):
+    def cheap(steps: int) -> bool:
+        plan = Plan((SampledGaussian(sampling_rate, noise_multiplier, steps),), assumptions, spends)
+        return assumptions.truncation(plan.phases[0]) == 0 and moments_epsilon(plan, delta) <= target_epsilon
+
+    low = 0
+    while cheap(max(1, 2 * low)):  # its bound is a little high, so this many steps do fit
+        low = max(1, 2 * low)
+        if low > LARGEST_STEPS // 2:
+            raise InputError(f"more than {LARGEST_STEPS // 2} steps fit; nothing limits them")
+    if low == 0 and not fits(1):
         raise InputError(
             f"not even one step at noise multiplier {noise_multiplier:g} and sampling rate {sampling_rate:g} fits into "
             f"epsilon {target_epsilon:g} at delta {delta:g}: add noise, or accept a larger epsilon"
         )
-    low, high = 1, 2
-    while fits(high):
+    low = max(low, 1)
+    high = 2 * low
+    while high <= LARGEST_STEPS and fits(high):
         low, high = high, 2 * high
-        if high > LARGEST_STEPS:
-            raise InputError(f"more than {LARGEST_STEPS // 2} steps fit; nothing limits them")
+    if high > LARGEST_STEPS:
+        raise InputError(f"more than {LARGEST_STEPS // 2} steps fit; nothing limits them")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
@@ -98,9 +110,7 @@ def least_multiplier(
 
 def _root(excess: Callable[[float], float], low: float, high: float) -> float:
     """Where a decreasing function crosses 0, from above it, to 1e-5: smooth and nearly straight in logarithms."""
-    from scipy import optimize
-
-    return float(optimize.brentq(excess, low, high, xtol=1e-5))
+    return float(optimize.root_scalar(excess, bracket=(low, high), method="brentq", xtol=1e-5).root)
 
 
 def _round_up_until(holds: Callable[[float], bool], value: float) -> float:

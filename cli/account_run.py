@@ -43,7 +43,7 @@ def run_account(options: argparse.Namespace) -> int:
         curve: list[DeltaAtEpsilon] = []
         if options.curve is not None or options.plot is not None:
             curve = privacy_curve(plan, largest_epsilon=max(1.0, 1.5 * statement.upper), points=options.points)
-    record = {
+    record: dict[str, Any] = {
         "schema": SCHEMA,
         **found,
         "statement": statement.to_json(),
@@ -111,7 +111,7 @@ def _of_runs(
             "releases may have none. They cannot be priced together"
         )
     priced = [mechanism_of(account) for account in accounts]
-    found = {"runs": [str(path) for path in options.runs]}
+    found: dict[str, Any] = {"runs": [str(path) for path in options.runs]}
     if len(accounts) == 1 and not extra:
         statement = price(accounts[0], delta=options.delta, assumptions=assumptions)
         return found, statement, statement.plan
