@@ -166,7 +166,7 @@ def shuffled_lower_bound(noise_multiplier: float, batches: int, delta: float) ->
     batch sum and holds it against a threshold. Its probability is P = 1 - Phi((x-2)/s) Phi(x/s)^(T-1) with the example
     and Q = 1 - Phi((x-1)/s) Phi(x/s)^(T-1) without; epsilon >= ln((P - delta) / Q) for every x.
 
-    Source: Chua et al., "How private are DP-SGD implementations?", arXiv 2403.17673, section 4.
+    Source: Chua et al., "How private are DP-SGD implementations?", arXiv 2403.17673.
     """
     import numpy as np
 

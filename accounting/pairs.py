@@ -4,7 +4,7 @@ Everything a step can leak about one unit of privacy is in a pair (P, Q): for ev
 M(D)(A) - alpha M(D')(A) is at most the largest P(A) - alpha Q(A). Pairs compose as products. docs/accounting.md proves
 the domination of each pair below from the Neyman-Pearson lemma.
 
-Source: Zhu, Dong and Wang, arXiv 2106.08567 (definition 7 and theorem 10, composition); Balle, Barthe and Gaboardi,
+Source: Zhu, Dong and Wang, arXiv 2106.08567 (dominating pairs compose); Balle, Barthe and Gaboardi,
     arXiv 1807.01647 (sampling without replacement); Kairouz, Oh and Viswanath, arXiv 1311.0776 (an (epsilon, delta)
     guarantee).
 """

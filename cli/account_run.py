@@ -186,7 +186,7 @@ def _numbers(option: str, text: str, count: int) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError as cause:
-        raise InputError(f"{option} must be {count} numbers with commas between, got {text!r}") from cause
+        raise InputError(f"{option} must be {count} finite numbers with commas between, got {text!r}") from cause
     if len(values) != count or not all(map(math.isfinite, values)):
         raise InputError(f"{option} must be {count} finite numbers with commas between, got {text!r}")
     return values

@@ -169,7 +169,7 @@ def test_calibration_curve_and_plot(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*PLAN, "--sampler", "shuffled"], REFUTED, "shuffled"),
         ([*PLAN, "--data-derived-batch-size"], REFUTED, "public constant"),
         ([*PLAN, "--phase", "0.1,1,5"], BAD_INPUT, "--phase"),
-        (["--phase", "0.1,1", "--delta", "1e-5"], BAD_INPUT, "3 numbers"),
+        (["--phase", "0.1,1", "--delta", "1e-5"], BAD_INPUT, "3 finite numbers"),
         (["--phase", "0.1,1,2.5", "--delta", "1e-5"], BAD_INPUT, "whole number"),
         (PLAN[:-2], BAD_INPUT, "--delta"),
         (["--delta", "1e-5"], BAD_INPUT, "give run folders"),
