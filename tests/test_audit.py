@@ -23,6 +23,7 @@ from samelaw.audit.record import check_record, public_record
 from samelaw.audit.replay import most_wrong, sampled_rows
 from samelaw.audit.report_page import page
 from samelaw.cli.canary_run import scaled_noise
+from samelaw.cli.main import main
 from samelaw.contract.errors import InputError
 from samelaw.contract.transcript import TranscriptReader
 from samelaw.equivalence.faults import FAULTS
@@ -283,3 +284,44 @@ def test_the_audit_imports_neither_torch_nor_numba(good, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     check_record(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["audit"],
+        ["audit", "--nope"],
+        ["audit", "run", "--attack", "zipf"],
+        ["audit", "run", "--replay", "some"],
+        ["audit", "no-such-folder"],
+        ["audit", "/dev/null"],
+    ],
+)
+def test_bad_usage_is_bad_input_and_not_inconclusive(arguments):
+    try:
+        status = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 3
+
+
+def test_nothing_is_written_into_the_folder_that_is_judged(good, tmp_path):
+    run = good.copy(tmp_path)
+    before = sorted(path.name for path in run.folder.iterdir())
+    for option in ("--out", "--junit"):
+        assert runs.audit(run, option, run.folder / "a.html") == 3
+    assert runs.audit(run, "--out", tmp_path / "a.txt") == 3
+    assert sorted(path.name for path in run.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("where", ["in the folder", "there already", "without a folder"])
+def test_a_transcript_is_never_shown_or_overwritten(tmp_path, where):
+    place = {
+        "in the folder": tmp_path / "run" / "t",
+        "there already": tmp_path / "t",
+        "without a folder": tmp_path / "none" / "t",
+    }[where]
+    if where == "there already":
+        place.touch()
+    with pytest.raises(InputError, match="--transcript"):
+        runs.make_run(tmp_path, "--transcript", str(place))
