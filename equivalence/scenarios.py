@@ -60,8 +60,12 @@ def joined(first: Transcript, second: Transcript) -> Transcript:
     return Transcript(first.initial_tables, first.initial_dense, steps, second.final_tables, second.final_dense)
 
 
-def edge_cases(*, seed: int = 0) -> Scenario:
+def edge_cases(*, seed: int = 0, rows: tuple[int, int, int] = (1600, 2400, 800), dim: int = 8) -> Scenario:
     """Two features on one table, sum and mean pooling, and 30 steps, among them the awkward ones named in `meets`.
+
+    Args:
+        rows: of the tables `item`, `user` and `tag`.
+        dim: columns of each.
 
     Rows of the upper half of each table are never read. Batch 0 is empty; 1 is a single example; in 2 every bag is one
     row several times over; 3 and 4 are empty; 5 reads row 0 of each table only; 29, the last, is empty; the others are
@@ -69,10 +73,10 @@ def edge_cases(*, seed: int = 0) -> Scenario:
     """
     rng = np.random.default_rng(seed)
     features = (
-        Feature("viewed", "item", 1600, Pooling.SUM),
-        Feature("bought", "item", 1600, Pooling.SUM),
-        Feature("user", "user", 2400, Pooling.SUM),
-        Feature("tags", "tag", 800, Pooling.MEAN),
+        Feature("viewed", "item", rows[0], Pooling.SUM),
+        Feature("bought", "item", rows[0], Pooling.SUM),
+        Feature("user", "user", rows[1], Pooling.SUM),
+        Feature("tags", "tag", rows[2], Pooling.MEAN),
     )
     steps, examples = 30, 500
     batches: list[Batch] = []
@@ -102,7 +106,7 @@ def edge_cases(*, seed: int = 0) -> Scenario:
         ),
         features=features,
         dense_width=3,
-        dim=8,
+        dim=dim,
         batches=tuple(batches),
         spec=PrivacySpec(
             clip_norm=0.5,

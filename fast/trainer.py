@@ -156,8 +156,7 @@ class LazyTrainer:
         if step >= self.spec.schedule.steps:
             return np.zeros(0, dtype=np.int64)
         if step not in self._drawn:
-            drawn = self.kernels.poisson_sample(self.stream, step, self.spec.sampling_rate, self.examples)
-            self._drawn[step] = drawn.cpu().numpy()
+            self._drawn[step] = self.draw_sample(step)
         return self._drawn[step].copy()
 
     def step(self, losses: Float32[Tensor, "examples"]) -> None:
@@ -381,6 +380,10 @@ class LazyTrainer:
         self._must_resume = self._interrupted = False
 
     # Seams: what one step is made of.
+
+    def draw_sample(self, step: int) -> Int64[np.ndarray, "drawn"]:
+        """Indices, ascending, of the examples that join the batch of `step`."""
+        return self.kernels.poisson_sample(self.stream, step, self.spec.sampling_rate, self.examples).cpu().numpy()
 
     def square_norms(
         self,
