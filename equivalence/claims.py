@@ -18,7 +18,7 @@ from samelaw.contract.evidence import Disagreement, Evidence, Verdict
 from samelaw.equivalence.exact import bridge, replay
 from samelaw.equivalence.gradients import same_gradients, sensitivity
 from samelaw.equivalence.noise_law import aggregate, measure
-from samelaw.equivalence.noise_vectors import Normals, check_backend, load_vectors
+from samelaw.equivalence.noise_vectors import Normals, NoiseVectors, check_backend, load_vectors
 from samelaw.equivalence.privacy import accounted
 from samelaw.equivalence.releases import settled
 
@@ -38,14 +38,15 @@ __all__ = [
 N1 = "On this machine and device the noise generator gives the published golden vectors."
 
 
-def noise_vectors(normals: Normals, *, backend: str) -> Evidence:
+def noise_vectors(normals: Normals, *, backend: str, vectors: NoiseVectors | None = None) -> Evidence:
     """N1: every golden vector, to the bit.
 
     Args:
         normals: the backend's generator, as noise_vectors.Normals.
         backend: its name and device, in the report's words.
+        vectors: the golden vectors, read before; they are read now by default.
     """
-    vectors = load_vectors()
+    vectors = load_vectors() if vectors is None else vectors
     wrong: list[Disagreement] = check_backend(normals, vectors)
     total = len(vectors.normals)
     values = sum(vector.dim for vector in vectors.normals)

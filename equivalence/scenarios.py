@@ -143,3 +143,55 @@ def _bags(rng: np.random.Generator, feature: Feature, size: int, kind: str) -> F
 def _bag(feature: FeatureBags, i: int) -> tuple[np.ndarray, np.ndarray]:
     start, end = int(feature.offsets[i]), int(feature.offsets[i + 1])
     return feature.ids[start:end], np.array([0, end - start], dtype=np.int64)
+
+
+@dataclass(frozen=True, repr=False)
+class Population:
+    """A training set for a trainer that draws its own batches.
+
+    Attributes:
+        features: one user row an example, and a short list of items.
+        everyone: all examples, as one batch.
+        expected_batch_size: B.
+    """
+
+    features: tuple[Feature, ...]
+    everyone: Batch
+    expected_batch_size: float
+
+    @property
+    def examples(self) -> int:
+        return len(self.everyone)
+
+    @property
+    def dense_width(self) -> int:
+        return int(self.everyone.dense.shape[1])
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """These examples as a batch."""
+        features: list[FeatureBags] = []
+        for bags in self.everyone.features:
+            chosen = [bags.ids[bags.offsets[i] : bags.offsets[i + 1]] for i in indices]
+            lengths = [len(bag) for bag in chosen]
+            ids = np.concatenate([*chosen, np.empty(0, dtype=np.int64)]).astype(np.int64)
+            features.append(FeatureBags(ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)))
+        dense, labels = self.everyone.dense[indices], self.everyone.labels[indices]
+        return Batch(dense, tuple(features), labels, indices.astype(np.int64))
+
+    def __repr__(self) -> str:
+        return f"Population(examples={self.examples})"
+
+
+def population(*, examples: int, expected_batch_size: float, seed: int = 0) -> Population:
+    """Examples with one user row each and three items."""
+    rng = np.random.default_rng(seed)
+    features = (Feature("user", "user", examples), Feature("items", "item", 64))
+    users = FeatureBags(np.arange(examples, dtype=np.int64), np.arange(examples + 1, dtype=np.int64))
+    items = FeatureBags(rng.integers(0, 64, 3 * examples), np.arange(0, 3 * examples + 1, 3, dtype=np.int64))
+    everyone = Batch(
+        rng.standard_normal((examples, 2)).astype(np.float32),
+        (users, items),
+        (rng.random(examples) < 0.5).astype(np.float32),
+        np.arange(examples, dtype=np.int64),
+    )
+    return Population(features, everyone, expected_batch_size)

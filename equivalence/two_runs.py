@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Int64
 
 from samelaw.contract.evidence import Disagreement, Evidence, Verdict
 from samelaw.contract.run import Transcript
 from samelaw.contract.spec import PrivacySpec
 from samelaw.equivalence import laws
 from samelaw.equivalence.received import receive
+from samelaw.equivalence.spans import Spans
 
 K1 = "Two runs on different data share no noise: the difference of what they publish keeps the noise of both."
 CLOSE = 1e-4  # as in L1: rows of standardised noise closer than this in every coordinate are copies
@@ -68,7 +70,7 @@ def unrelated(
     return Evidence("K1", K1, Verdict.NOT_REFUTED, summary, scope, None, tuple(tests), numbers)
 
 
-def _owed(spans: object) -> np.ndarray:
+def _owed(spans: Spans) -> Int64[np.ndarray, "n"]:
     """One number for each (row, since, until)."""
-    row, since, until = (np.asarray(getattr(spans, field), dtype=np.int64) for field in ("row", "since", "until"))
-    return (row << 32) | (since << 16) | until
+    steps = 1 + int(spans.until.max(initial=0))
+    return (spans.row * steps + spans.since) * steps + spans.until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -61,10 +62,11 @@ def rescale(trainer: Trainer, factor: float) -> None:
 
 def _scaled_clock(clock: NoiseClock, factor: float) -> NoiseClock:
     scales = (clock.scales.astype(np.float64) * factor).astype(np.float32)
-    ticks = np.ceil(np.ldexp(scales.astype(np.float64) ** 2, -2 * clock.exponent)).astype(np.int64)
+    exponent = clock.exponent + max(0, math.ceil(math.log2(factor)))  # the whole run must go on fitting in 62 bits
+    ticks = np.ceil(np.ldexp(scales.astype(np.float64) ** 2, -2 * exponent)).astype(np.int64)
     lengths = np.diff(np.append(clock.starts, clock.steps))
     elapsed = np.concatenate([[0], np.cumsum(ticks * lengths)[:-1]]).astype(np.int64)
-    return replace(clock, scales=scales, ticks=ticks, elapsed=elapsed)
+    return replace(clock, scales=scales, ticks=ticks, elapsed=elapsed, exponent=exponent)
 
 
 def mark_settled(trainer: Trainer) -> None:
