@@ -13,10 +13,11 @@ PYTEST ?=
 WORKERS ?= auto
 RUNS ?= 5000
 
-.PHONY: help test-accounting calibration power verify test test-slow test-runs test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden findings audit-examples benchmarks train clean
+.PHONY: help test-accounting calibration power verify faults test test-slow test-runs test-gpu check proofs proofs-coqchk proofs-record proofs-mutants docs golden findings audit-examples benchmarks train clean
 
 help:
 	@echo "make verify      train both twins on MovieLens-100k, compare, price, report (VERIFY='--steps 50' passes options)"
+	@echo "make faults      plant every fault in every mode, and write docs/faults-matrix.md (some minutes)"
 	@echo "make test        the test suite (PYTEST='-k noise' passes options)"
 	@echo "make test-slow   the long checks: 1e8 draws, 20 kills, every seeded fault through the command line"
 	@echo "make test-runs   $(RUNS) whole runs made up by Hypothesis, each compared every way (RUNS=20000)"
@@ -49,6 +50,9 @@ $(PACKAGE): $(DEPENDENCIES) $(SOURCES)
 
 verify: $(PACKAGE)
 	$(BIN)/samelaw verify $(VERIFY)
+
+faults: $(PACKAGE)
+	$(BIN)/samelaw faults --page docs/faults-matrix.md
 
 test: $(PACKAGE)
 	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --dist loadfile $(PYTEST)

@@ -45,7 +45,7 @@ from samelaw.reference.reading import read_bags
 from samelaw.reference.sampling import poisson_sample
 
 ROWS, DIM = (480, 720, 240), 32  # more than one block of sixteen columns
-PROBES = 24
+PROBES = 12
 NEIGHBOURS = 2
 SAMPLED_STEPS, TRAINED_STEPS = 2048, 24
 WIDE_ROWS, WIDE_DIM = 4096, 512  # 2^21 values: a scale off by 0.5 % is ten standard errors

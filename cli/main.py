@@ -25,6 +25,7 @@ from samelaw.cli import (
     audit_command,
     calibrate_command,
     conform_command,
+    faults_command,
     power_command,
 )
 from samelaw.contract.errors import DataError, InputError, NoiseKeyError, PrivacyError, SamelawError
@@ -251,6 +252,8 @@ def build_parser() -> argparse.ArgumentParser:
     calibrate_command.add_parser(commands)
     conform_command.add_parser(commands)
     power_command.add_parser(commands)
+    faults_command.add_parser(commands)
+
     workloads = commands.add_parser("workloads", help="list the data sets and synthetic traces")
     workloads.add_argument("--json", action="store_true")
     return parser
@@ -307,6 +310,7 @@ _COMMANDS = {
     "audit": audit_command.run,
     "calibrate": calibrate_command.run,
     "conform": conform_command.run,
+    "faults": faults_command.run,
     "power": power_command.run,
     "workloads": _workloads,
 }

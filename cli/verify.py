@@ -285,9 +285,11 @@ def _settled(run: TwinRun) -> Waiting:
 
 
 def _list_faults() -> int:
-    width = max(map(len, FAULTS))
-    for name, fault in FAULTS.items():
+    here = {name: fault for name, fault in FAULTS.items() if fault.in_verify}
+    width = max(map(len, here))
+    for name, fault in here.items():
         print(f"{name:<{width}}  {fault.sentence} [{', '.join(map(str, fault.modes))}]")
+    _say(f"{len(FAULTS) - len(here)} more show in other runs: `samelaw faults --list`")
     return 0
 
 
@@ -306,8 +308,11 @@ def _fault(options: argparse.Namespace) -> SeededFault | None:
     if name is None:
         return None
     if name not in FAULTS:
-        raise InputError(f"--fault must be 'list' or one of {', '.join(FAULTS)}; got {name!r}")
+        here = ", ".join(name for name, fault in FAULTS.items() if fault.in_verify)
+        raise InputError(f"--fault must be 'list' or one of {here}; got {name!r}")
     fault = FAULTS[name]
+    if not fault.in_verify:
+        raise InputError(f"--fault {name} does not show in the runs of verify; use `samelaw faults --only {name}`")
     if options.mode != "all" and Mode(options.mode) not in fault.modes:
         wanted = " or ".join(map(str, fault.modes))
         raise InputError(f"--fault {name} does nothing in --mode {options.mode}; use --mode {wanted} or --mode all")

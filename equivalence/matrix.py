@@ -23,12 +23,16 @@ COLUMNS = (
 _KEYED = "recomputed with the key"
 
 STAYS: Mapping[str, str] = {
-    "S1": "It needs neither twin nor transcript: a trainer's probe is enough, and it states the bound that the accountant "
-    "uses. C1 sees the same faults with the definition beside it.",
-    "R1": "It looks at the release alone and needs no record of the steps; what it refuses, E1, E2 or L1 refuse too, with "
-    "a transcript.",
+    "S1": "It needs neither twin nor transcript nor key: a trainer's probe is enough, and it states the bound that the "
+    "accountant uses. C1 refuses the same faults with the definition beside it.",
+    "S2": "It is the sensitivity that the accountant uses, word for word, and needs no definition of clipping beside it, "
+    "as C1 does.",
+    "R1": "It looks at the release and the ledger alone, and needs no record of the steps; what it refuses, E1, E2 or "
+    "L1 refuse with a transcript.",
+    "P1": "It needs no key: it is what can be asked of a sampler that draws by other means.",
+    "P1 with key": "It compares thousands of batches that need not be trained on; A2 compares those that were.",
     "N1": "It names the bug in the generator, and runs on a machine or device where nothing has been trained yet.",
-    "P1": "It needs no key: it is what a reviewer without the key can ask of a sampler.",
+    "N2": "It needs no golden vectors: it can be asked of a keyed generator that is not this project's.",
 }
 """Why a claim stays that refuses nothing alone."""
 
@@ -228,7 +232,9 @@ def _row_record(row: Row) -> dict[str, Any]:
 def unexplained(matrix: Matrix) -> list[str]:
     """Columns that refuse nothing alone and do not say why they stay; for a matrix of the whole catalogue."""
     asked = {column for row in matrix.rows for column in row.findings}
-    return [column for column, faults in matrix.alone().items() if column in asked and not faults and column not in STAYS]
+    return [
+        column for column, faults in matrix.alone().items() if column in asked and not faults and column not in STAYS
+    ]
 
 
 def whole(matrix: Matrix) -> bool:

@@ -12,7 +12,9 @@ from samelaw.equivalence.exact import Compared, differences
 C1 = "Every step's clipped sums are those that the definition computes from the settled rows that the step read."
 
 
-def same_reads(transcript: Transcript, definition: Callable[[StepRecord], GradientSums], *, scope: str = "") -> Evidence:
+def same_reads(
+    transcript: Transcript, definition: Callable[[StepRecord], GradientSums], *, scope: str = ""
+) -> Evidence:
     """C1: every step by itself, to the bit.
 
     E1 follows a twin through the whole run, which only replay allows. Here the definition starts each step at the rows

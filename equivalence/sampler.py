@@ -101,7 +101,9 @@ def _tests(
         # Disjoint pairs of steps: only those are independent of one another.
         first = np.flatnonzero(np.arange(steps - lag) % (2 * lag) < lag)
         both = joined[first] & joined[first + lag]
-        tests.append(_share_of(both, rate**2, each, false_pass, f"share of examples that join twice, {lag} steps apart"))
+        tests.append(
+            _share_of(both, rate**2, each, false_pass, f"share of examples that join twice, {lag} steps apart")
+        )
     return tests
 
 
@@ -189,9 +191,7 @@ def _recomputed(batches: Sequence[np.ndarray], expected: Sampler) -> tuple[TestR
             )
     verdict = Verdict.REFUTED if wrong else Verdict.EQUAL
     note = "to the bit: no error rate"
-    test = TestResult(
-        RECOMPUTED, verdict, float(wrong), 0.0, len(batches), 0.0, 1.0, 1.0, "batches that differ", note
-    )
+    test = TestResult(RECOMPUTED, verdict, float(wrong), 0.0, len(batches), 0.0, 1.0, 1.0, "batches that differ", note)
     return test, first
 
 

@@ -17,7 +17,7 @@ from jsonschema.exceptions import best_match
 from samelaw.contract.errors import SchemaError
 from samelaw.contract.evidence import EVIDENCE_SCHEMA, Evidence
 
-SCHEMAS = ("evidence", "manifest", "ledger")
+SCHEMAS = ("evidence", "manifest", "ledger", "fault_matrix")
 
 
 def evidence_record(evidence: Sequence[Evidence]) -> dict[str, Any]:
@@ -39,6 +39,11 @@ def check_manifest(record: Any) -> None:
 def check_bench_problem(record: Any) -> None:
     """Raises SchemaError unless `record` is the problem.json of a job of the bench."""
     _check("bench_problem", record, "problem.json")
+
+
+def check_fault_matrix(record: Any) -> None:
+    """Raises SchemaError unless `record` is a fault-matrix.json."""
+    _check("fault_matrix", record, "fault-matrix.json")
 
 
 def check_ledger_lines(lines: Iterable[str]) -> None:

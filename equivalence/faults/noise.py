@@ -266,7 +266,8 @@ FAULTS = (
         "float32-prefix-sums",
         Kind.NOISE,
         "The variance that a span owes is a difference of float32 prefix sums.",
-        by_mode(bridge="E2", aggregate="L1 with key"),
+        # In bridge the split of a node is off by a few parts in 2^24, which E2's bound allows in a run of 30 steps.
+        by_mode(aggregate="L1 with key"),
         _float32_prefix_sums,
     ),
     Fault(

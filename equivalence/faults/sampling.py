@@ -87,7 +87,7 @@ FAULTS = (
         "Batches of fixed size come from a shuffled pass over the data, and are priced as Poisson samples.",
         everywhere("P1, P1 with key, A2"),
         _shuffled,
-        seen="the public LazyDP code",
+        seen="the public LazyDP code, which prices fixed batches as Poisson samples",
         scenario=_HERE,
     ),
     Fault(
