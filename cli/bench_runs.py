@@ -32,8 +32,8 @@ from samelaw.equivalence.noise_vectors import load_vectors
 from samelaw.equivalence.recorded import recorded
 from samelaw.equivalence.same_reads import same_reads
 from samelaw.equivalence.sampler import sampled
-from samelaw.equivalence.scenarios import Scenario as Run
 from samelaw.equivalence.scenarios import Population, edge_cases, joined, population
+from samelaw.equivalence.scenarios import Scenario as Run
 from samelaw.equivalence.spans import update_rate
 from samelaw.equivalence.two_runs import unrelated
 from samelaw.fast.dlrm import DLRM, bce_loss

@@ -18,7 +18,7 @@ from samelaw.contract.evidence import Disagreement, Evidence, Verdict
 from samelaw.equivalence.exact import bridge, replay
 from samelaw.equivalence.gradients import same_gradients, sensitivity
 from samelaw.equivalence.noise_law import aggregate, measure
-from samelaw.equivalence.noise_vectors import Normals, NoiseVectors, check_backend, load_vectors
+from samelaw.equivalence.noise_vectors import NoiseVectors, Normals, check_backend, load_vectors
 from samelaw.equivalence.privacy import accounted
 from samelaw.equivalence.releases import settled
 

@@ -1,7 +1,7 @@
 """The fault matrix: which claims refuse which faults, and what each claim alone refuses.
 
-A trial is one fault in one mode, or no fault; its evidence comes from real trainers (cli/bench_runs.py). Judging it needs
-no trainer, so it is here.
+A trial is one fault in one mode, or no fault; its evidence comes from real trainers (cli/bench_runs.py). Judging it
+needs no trainer, so it is here.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ COLUMNS = (
 _KEYED = "recomputed with the key"
 
 STAYS: Mapping[str, str] = {
-    "S1": "It needs neither twin nor transcript nor key: a trainer's probe is enough, and it states the bound that the "
-    "accountant uses. C1 refuses the same faults with the definition beside it.",
-    "S2": "It is the sensitivity that the accountant uses, word for word, and needs no definition of clipping beside it, "
-    "as C1 does.",
+    "S1": "It needs neither twin nor transcript nor key: a trainer's probe is enough, and it states the bound that "
+    "the accountant uses. C1 refuses the same faults with the definition beside it.",
+    "S2": "It is the sensitivity that the accountant uses, word for word, and needs no definition of clipping beside "
+    "it, as C1 does.",
     "R1": "It looks at the release and the ledger alone, and needs no record of the steps; what it refuses, E1, E2 or "
     "L1 refuse with a transcript.",
     "P1": "It needs no key: it is what can be asked of a sampler that draws by other means.",

@@ -23,7 +23,7 @@ def neighbours(
 
     Args:
         gradient_sums: the probe of a trainer whose model gives each example a gradient that does not depend on the
-            others in any bit (a linear readout): then the difference is one contribution, with no rounding to allow for.
+            others in any bit (a linear readout): then the difference is one contribution, without any rounding.
         batches: of two examples or more.
         clip_norm: C.
 

@@ -89,7 +89,7 @@ def _misplaced(batches: Sequence[np.ndarray], examples: int) -> Disagreement | N
 def _tests(
     joined: Bool[np.ndarray, "steps examples"], rate: float, false_alarm: float, false_pass: float
 ) -> list[TestResult]:
-    steps, examples = joined.shape
+    steps = len(joined)
     lags = sorted({lag for lag in (1, round(1 / rate)) if 2 * lag <= steps})
     each = laws.share(false_alarm, 3 + len(lags))
     tests = [
