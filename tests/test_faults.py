@@ -18,8 +18,8 @@ from samelaw.contract.evidence import Evidence, TestResult, Verdict
 from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
 from samelaw.contract.schedule import NoiseClock, Schedule
 from samelaw.contract.spec import Mode
-from samelaw.equivalence.faults import FAULTS, WITH_KEY, Fault, FaultError, Kind, Scenario, catalogue_digest
-from samelaw.equivalence.faults.fault import everywhere, patch
+from samelaw.equivalence.faults import FAULTS, WITH_KEY, Fault, FaultError, Kind, Scenario, catalogue_digest, settling
+from samelaw.equivalence.faults.fault import by_mode, everywhere, patch, tables_of
 from samelaw.equivalence.faults.noise import laplace, tail_of_24_bits, uniform
 from samelaw.equivalence.faults.redrawn import Redrawn
 from samelaw.equivalence.matrix import COLUMNS, STAYS, Finding, Matrix, Outcome, Row, judge, matrix_record, split
@@ -225,6 +225,16 @@ def test_one_fault_of_each_scenario_is_caught_by_the_claims_that_it_names():
     assert matrix.holds
     lines = list(terminal(matrix))
     assert any(line.startswith("counter-wraps-at-2^31") and "first by N2" in line for line in lines)
+
+
+def test_the_worked_example_of_the_docs_is_caught_by_the_claims_that_it_names():
+    text = (PAGE.parent / "faults.md").read_text(encoding="utf-8")
+    patch_code, fault_code = re.findall(r"```python\n(.*?)```", text, re.S)
+    scope = {**vars(settling), "by_mode": by_mode, "Fault": Fault, "Kind": Kind, "tables_of": tables_of}
+    exec(patch_code, scope)
+    fault = eval(fault_code.strip().rstrip(","), scope)
+    matrix = run_matrix([fault], (Mode.AGGREGATE,), 7, quick=True)
+    assert [row.outcome for row in matrix.rows] == [Outcome.CLEAN, Outcome.CAUGHT]
 
 
 @pytest.mark.slow

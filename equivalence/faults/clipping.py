@@ -81,9 +81,14 @@ def _all_distinct(call: Any) -> Any:
 
 def _refactor(change: Callable[[Any], Any]) -> Callable[[Trainer], None]:
     """Clip factors computed from other squared norms."""
-    return lambda trainer: patch(
-        trainer, "clip_factors", lambda factors: lambda square_norms: factors(change(square_norms))
-    )
+
+    def wrap(factors: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def clip_factors(square_norms: Any) -> Any:
+            return factors(change(square_norms))
+
+        return clip_factors
+
+    return lambda trainer: patch(trainer, "clip_factors", wrap)
 
 
 _CLIPPED = by_mode("E1, S1, C1", "E2, S1, C1", "S1, C1")

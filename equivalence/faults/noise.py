@@ -11,8 +11,8 @@ from scipy import special
 
 from samelaw.contract.noise import NoiseKey, NoiseStream
 from samelaw.contract.schedule import NoiseClock
-from samelaw.equivalence.faults.fault import Fault, Kind, Scenario, Trainer, by_mode, seam, tables_of
-from samelaw.equivalence.faults.payments import Pay, Table, repay, reshape, std_of
+from samelaw.equivalence.faults.fault import Fault, Kind, Scenario, Table, Trainer, by_mode, seam, tables_of
+from samelaw.equivalence.faults.payments import Pay, repay, reshape, std_of
 from samelaw.equivalence.faults.redrawn import Draw, redraw
 
 THREAD_ROWS = 64  # rows that one thread draws for, in the fault that seeds every thread alike
@@ -47,7 +47,10 @@ def _from(change: Callable[[NoiseStream], NoiseStream]) -> Callable[[Trainer], N
     """A fault in the key."""
 
     def wrap(normals: Draw) -> Draw:
-        return lambda stream, *address: normals(change(stream), *address)
+        def drawn(stream: NoiseStream, *address: Any) -> Any:
+            return normals(change(stream), *address)
+
+        return drawn
 
     return lambda trainer: redraw(trainer, wrap)
 

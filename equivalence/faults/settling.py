@@ -175,7 +175,10 @@ def _looks_at_current_batch(trainer: Trainer) -> None:
     """Reads trust the look-ahead to have settled their rows, and the look-ahead is given the batch just trained on."""
 
     def of(table: Table) -> Callable[[Any], Any]:
-        return lambda read: lambda call, until: table.kernels.pool(table.weights, call)
+        def read(call: Any, until: int) -> Any:
+            return table.kernels.pool(table.weights, call)
+
+        return lambda _: read
 
     for table in tables_of(trainer):
         patch(table, "read", of(table))
