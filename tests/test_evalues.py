@@ -77,6 +77,17 @@ def test_of_true_streams_no_more_than_alpha_ever_reach_one_over_alpha(name, stre
     assert crossed <= stats.binom.isf(1e-6, streams, ALPHA)
 
 
+def test_a_likelihood_ratio_fitted_to_the_samples_that_it_judges_is_caught_by_the_same_count():
+    """The fault that an e-process must not have: mean and std fitted first, their likelihood ratio looked at."""
+    z = np.random.default_rng(52).standard_normal((STREAMS, 25 * BATCH))
+    n = BATCH * np.arange(1, 26)
+    mean = z.cumsum(axis=1)[:, n - 1] / n
+    square = (z**2).cumsum(axis=1)[:, n - 1] / n
+    fitted = n / 2 * (square - 1 - np.log(square - mean**2))
+    crossed = (fitted.max(axis=1) >= -math.log(ALPHA)).sum()
+    assert crossed > stats.binom.isf(1e-6, STREAMS, ALPHA)
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_gap_is_seen_within_the_stream(name):
     """At a level of 1e-4; of 40 streams with the gap at least 32 are refused."""
