@@ -6,6 +6,7 @@ import argparse
 import json
 import secrets
 import sys
+import textwrap
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
@@ -166,7 +167,7 @@ def text_of(result: AttackResult, options: argparse.Namespace, workload: Workloa
         f"{result.outcome}: {result.reason}.",
         "",
         f"run          {options.trainer} trainer, {options.mode} mode, {workload.name} with "
-        f"{options.examples} ordinary examples; q {claim.sampling_rate:g}, sigma {options.noise_multiplier:g}, "
+        f"{min(options.examples, len(workload.train))} ordinary examples; q {claim.sampling_rate:g}, sigma {options.noise_multiplier:g}, "
         f"{claim.steps} steps" + (f"; planted fault: {options.fault}" if options.fault else ""),
         f"claim        epsilon <= {rounded_up(claim.upper, 4)} at delta {rounded_up(claim.delta)} ({claim.engine})",
         f"canaries     {result.canaries}: {result.included} in, {left_out} out, by fair coins",
@@ -174,7 +175,7 @@ def text_of(result: AttackResult, options: argparse.Namespace, workload: Workloa
         f"{result.false_alarm:g}",
         "",
         "lower bounds on epsilon at that delta",
-        *(_line(bound, claim) for bound in result.bounds),
+        *(line for bound in result.bounds for line in _lines(bound, claim)),
         "",
         f"limits       without assuming Gaussian noise, at most epsilon {rounded_down(result.ceiling)} could be shown",
     ]
@@ -188,14 +189,22 @@ def text_of(result: AttackResult, options: argparse.Namespace, workload: Workloa
             f"unchanged    {result.unchanged[0]} of {result.included} canaries that were in and "
             f"{result.unchanged[1]} of {left_out} that were out have a row at its initial bits"
         )
-    return "\n".join([*lines, "", f"threat model {THREAT_MODEL}"])
+    return "\n".join([*lines, "", *_wrapped("threat model ", THREAT_MODEL)])
 
 
-def _line(bound: Bound, claim: Claim) -> str:
+def _lines(bound: Bound, claim: Claim) -> list[str]:
     if bound.epsilon is None:
-        return f"  {bound.method:<20} {bound.note}"
+        return _wrapped(f"  {bound.method:<20} ", bound.note)
     share = "" if bound.epsilon == 0 else f", {100 * bound.epsilon / claim.upper:.0f} % of the claim"
-    return f"  {bound.method:<20} {rounded_down(bound.epsilon, 4)}{share}; {bound.note}; assumes: {bound.assumes}"
+    return [
+        *_wrapped(f"  {bound.method:<20} ", f"{rounded_down(bound.epsilon, 4)}{share}; {bound.note}"),
+        *_wrapped(" " * 23, f"assumes: {bound.assumes}"),
+    ]
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    """Text beside a label, in lines of at most 110 characters."""
+    return textwrap.wrap(text, 110, initial_indent=label, subsequent_indent=" " * len(label))
 
 
 def _run_of(options: argparse.Namespace, workload: Workload) -> dict[str, Any]:
