@@ -163,11 +163,12 @@ def claim_of(trainer: Any) -> Claim:
 def text_of(result: AttackResult, options: argparse.Namespace, workload: Workload) -> str:
     """What a person reads."""
     claim, left_out = result.claim, result.canaries - result.included
+    ordinary = min(options.examples, len(workload.train))
     lines = [
         f"{result.outcome}: {result.reason}.",
         "",
         f"run          {options.trainer} trainer, {options.mode} mode, {workload.name} with "
-        f"{min(options.examples, len(workload.train))} ordinary examples; q {claim.sampling_rate:g}, sigma {options.noise_multiplier:g}, "
+        f"{ordinary} ordinary examples; q {claim.sampling_rate:g}, sigma {options.noise_multiplier:g}, "
         f"{claim.steps} steps" + (f"; planted fault: {options.fault}" if options.fault else ""),
         f"claim        epsilon <= {rounded_up(claim.upper, 4)} at delta {rounded_up(claim.delta)} ({claim.engine})",
         f"canaries     {result.canaries}: {result.included} in, {left_out} out, by fair coins",
