@@ -320,7 +320,7 @@ CI = ("off-by-one", "history-lost-on-resume", "no-final-settle")
     [
         pytest.param(name, marks=() if name in CI else pytest.mark.slow)
         for name, fault in FAULTS.items()
-        if Mode.REPLAY in fault.modes
+        if fault.in_verify and Mode.REPLAY in fault.modes
     ],
 )
 def test_the_machine_finds_a_fault_within_its_budget(name):
