@@ -222,6 +222,12 @@ def _iterates(abilities: Abilities, long: Sequence[Ran]) -> Draft:
     for step in range(len(steps[0])):
         z = np.concatenate([np.concatenate(list(run[step].tables.values())) for run in steps]).ravel()
         draft.plan(laws.scale, z, margin=MARGIN, name=f"scale, step {step}")
+    for name in steps[0][0].dense:
+        runs = [[r.dense[name] for r in run] for run in steps]
+        draft.plan(laws.scale, np.concatenate([z for run in runs for z in run]), margin=MARGIN, name=f"scale, {name}")
+        left = np.concatenate([z for run in runs for z in run[:-1]])
+        right = np.concatenate([z for run in runs for z in run[1:]])
+        draft.plan(laws.correlation, left, right, name=f"correlation, {name} of consecutive steps")
     every = [[np.concatenate(list(r.tables.values())) for r in run] for run in steps]
     for lag in (1, 2, 3):
         left = np.concatenate([z.ravel() for run in every for z in run[:-lag]] or [np.empty(0)])
