@@ -28,7 +28,7 @@ from samelaw.contract.ledger import spent
 from samelaw.contract.noise import NoiseKey
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import Mode, PrivacySpec
-from samelaw.equivalence.faults import FAULTS, Fault, Kind
+from samelaw.equivalence.faults import FAULTS, Fault, Kind, Scenario
 from samelaw.workloads import Workload
 
 EXIT = {Outcome.NOT_REFUTED: NOT_REFUTED, Outcome.REFUTED: REFUTED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
@@ -63,12 +63,26 @@ def _short(table: Any, pay: Callable[..., None], share: float) -> Callable[..., 
     return paid
 
 
+_OF_ONE_RUN = (Kind.SETTLEMENT, Kind.NOISE, Kind.SCALING, Kind.CLIPPING)
 ATTACK_FAULTS: Mapping[str, Fault] = {
-    # No attack resumes, and a fault that shows in no run of the edge cases shows in no attack either.
-    **{name: fault for name, fault in FAULTS.items() if fault.in_verify and fault.kind is not Kind.RESUME},
-    "noise-halved": Fault("noise-halved", Kind.SCALING, "All noise has half of its std.", {}, scaled_noise(0.5)),
+    **{
+        name: fault
+        for name, fault in FAULTS.items()
+        if fault.kind in _OF_ONE_RUN and fault.scenario is not Scenario.TWO_RUNS
+    },
+    "noise-halved": Fault(
+        name="noise-halved",
+        kind=Kind.NOISE,
+        sentence="All noise has half of its std.",
+        caught_by={},
+        apply=scaled_noise(0.5),
+    ),
     "noise-tenth-missing": Fault(
-        "noise-tenth-missing", Kind.SCALING, "All noise has 0.9 of its std.", {}, scaled_noise(0.9)
+        name="noise-tenth-missing",
+        kind=Kind.NOISE,
+        sentence="All noise has 0.9 of its std.",
+        caught_by={},
+        apply=scaled_noise(0.9),
     ),
 }
 
