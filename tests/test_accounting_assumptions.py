@@ -293,11 +293,11 @@ def test_calibration_refuses_what_cannot_be_had():
 
 def test_mu_is_exact_for_full_batches_and_otherwise_no_bound():
     assert gaussian_dp(SampledGaussian(1.0, 2.0, 16)) == (2.0, "exact: every example is in every batch")
-    rare = SampledGaussian(1e-5, 0.4, 1000)
+    rare = SampledGaussian(1e-4, 0.4, 1000)
     mu, kind = gaussian_dp(rare)
     assert "no bound" in kind
-    said = solve_epsilon(lambda e: gaussian_log_delta(e, mu), 1e-6)[1]
-    assert said < 0.03 < 0.85 < evaluate(rare, 1e-6).interval.lower  # the limit theorem is not there yet, by far
+    said = solve_epsilon(lambda e: gaussian_log_delta(e, mu), 1e-5)[1]
+    assert said < 0.25 < 2.6 < evaluate(rare, 1e-5).interval.lower  # the limit theorem is not there yet, by far
 
 
 # ------------------------------------------------------------------------------------------------------ the generator
