@@ -291,7 +291,7 @@ def _delays(law: Evidence | None, series: Mapping[str, Any]) -> tuple[list[int],
 def _price(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
     statement = dict(manifest["statement"])
     for name, bound in (("lower", rounded_down), ("upper", rounded_up), ("second_opinion", rounded_up),
-                        ("renyi", rounded_up), ("delta", rounded_up)):  # fmt: skip
+                        ("renyi", rounded_up), ("delta", rounded_up), ("generator_delta", rounded_up)):  # fmt: skip
         if isinstance(statement.get(name), float):
             statement[name] = bound(statement[name], 6)
     left_open = [one["sentence"] for item in evidence for one in item.numbers.get("tolerances", ())]
