@@ -8,14 +8,16 @@ import math
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 
 from samelaw.contract.errors import InputError
 from samelaw.contract.evidence import Verdict
 from samelaw.equivalence import laws
 
-REPLICATES = 1500
-FALSE_ALARM = 0.01
+# Of 600 replicates at 0.05, a rate wrong by three quarters is seen; the far tail, where the budget is spent, has tests of
+# its own below (exact p-values, closed forms, importance sampling).
+REPLICATES = 600
+FALSE_ALARM = 0.05
 FALSE_PASS = 0.05
 
 # name -> test at the rates above, on a vector of samples
@@ -40,7 +42,7 @@ def rejections(test, replicates, draw):
 
 
 @pytest.mark.parametrize("name", TESTS)
-@pytest.mark.parametrize("n", [128, 4000])
+@pytest.mark.parametrize("n", [128, 2000])
 def test_true_draws_are_rejected_at_the_stated_rate(name, n):
     rng = np.random.default_rng(11)
     rejected = rejections(TESTS[name], REPLICATES, lambda: rng.standard_normal(n))
@@ -79,7 +81,7 @@ def plant(name, detectable, rng, n):
 
 @pytest.mark.parametrize("name", TESTS)
 def test_a_gap_of_the_detectable_size_is_rejected_with_the_stated_power(name):
-    n, replicates = 4000, 600
+    n, replicates = 2000, 300
     rng = np.random.default_rng(12)
     detectable = TESTS[name](rng.standard_normal(n)).detectable
     assert detectable is not None
@@ -91,7 +93,7 @@ def test_a_gap_of_the_detectable_size_is_rejected_with_the_stated_power(name):
 @pytest.mark.parametrize("name", ["scale", "ad", "mean", "correlation", "projection"])
 def test_half_the_detectable_gap_is_often_missed(name):
     """The detectable gap is not padded: half of it escapes at least half of the time."""
-    n, replicates = 4000, 300
+    n, replicates = 2000, 150
     rng = np.random.default_rng(13)
     detectable = TESTS[name](rng.standard_normal(n)).detectable
     rejected = rejections(TESTS[name], replicates, lambda: plant(name, detectable / 2, rng, n))
@@ -115,7 +117,7 @@ def test_equivalence_is_concluded_only_with_enough_samples():
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_equivalence_at_the_margin_itself_is_concluded_no_more_often_than_stated(sign):
-    margin, n, replicates = 0.05, 4000, 2000
+    margin, n, replicates = 0.1, 1000, 2000
     rng = np.random.default_rng(16)
     concluded = sum(
         laws.scale(
@@ -150,6 +152,28 @@ def test_the_anderson_darling_tail_is_covered_by_its_closed_form():
         assert laws.anderson_darling_tail(x) == pytest.approx(tail(x), abs=6e-4)
     grid = [laws.anderson_darling_tail(x) for x in np.linspace(0.01, 8, 1000)]
     assert np.all(np.diff(grid) <= 0)
+
+
+@pytest.mark.parametrize(("n", "p_value"), [(100, 1e-6), (100, 1e-12), (200, 1e-9)])
+def test_the_anderson_darling_tail_holds_for_few_samples_where_the_budget_is_spent(n, p_value):
+    """P(A^2 > x) for n samples at x far out, by importance sampling, against the limiting law's bound.
+
+    The uniforms are tilted to density theta / (2 sinh theta) exp(+-theta (2 u - 1)), either sign half of the time: the
+    shape of the law's first component, whose A^2 is the likeliest large one.
+    """
+    x = optimize.brentq(lambda a: math.log(laws.anderson_darling_tail(a) / p_value), 4.0, 60.0)
+    # Its mean of 2 u - 1 is coth theta - 1 / theta; 3 n mean^2 / 2 is the first component's part of A^2.
+    mean = math.sqrt(2 * x / (3 * n))
+    theta = optimize.brentq(lambda t: 1 / math.tanh(t) - 1 / t - mean, 0.01, 20.0)
+    rng = np.random.default_rng(27)
+    draws = np.log1p(rng.random((20_000, n)) * math.expm1(2 * theta)) / (2 * theta)
+    u = np.sort(np.where(rng.random((20_000, 1)) < 0.5, draws, 1 - draws), axis=1)
+    statistic = -n - (np.log(u) + np.log1p(-u[:, ::-1])) @ (2 * np.arange(n) + 1.0) / n
+    tilted = np.logaddexp(theta * (2 * u - 1).sum(1), -theta * (2 * u - 1).sum(1)) - math.log(2)
+    weights = np.where(statistic > x, np.exp(n * math.log(math.sinh(theta) / theta) - tilted), 0.0)
+    found, error = weights.mean(), weights.std() / math.sqrt(len(weights))
+    assert error < 0.05 * p_value
+    assert 0.8 * p_value < found < p_value + 3 * error
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -282,3 +306,33 @@ def test_power_agrees_with_the_stated_facts():
     assert laws.mean(np.zeros(520_000), **rates).detectable == pytest.approx(0.01, rel=0.02)
     z = np.random.default_rng(21).standard_normal(520_000)
     assert laws.correlation(z, z, **rates).detectable == pytest.approx(0.01, rel=0.02)
+
+
+def test_few_samples_that_are_not_finite_are_refuted_too():
+    """Too few to assess, or too short to tell a copy from chance: still no trainer's noise."""
+    z = np.random.default_rng(25).standard_normal(20)
+    assert TESTS["correlation"](z).verdict is TESTS["ad"](z).verdict is Verdict.NOT_ASSESSED
+    assert laws.duplicates(z[:, None], within=1e-4).verdict is Verdict.NOT_ASSESSED
+    z[3] = math.nan
+    before, std = np.ones((20, 1), dtype=np.float32), np.full(20, 1e-8)
+    assert laws.unchanged(before, before + np.float32(1), std).verdict is Verdict.NOT_ASSESSED
+    for found in (
+        TESTS["correlation"](z),
+        TESTS["ad"](z),
+        laws.duplicates(z[:, None], within=1e-4),
+        laws.duplicates(z[:1, None] * math.inf),
+        laws.projection(np.ones(20), z),
+        laws.unchanged(before, before + z[:, None].astype(np.float32), std),
+        laws.unchanged(before + z[:, None].astype(np.float32), before, np.ones(20)),
+    ):
+        assert found.verdict is Verdict.REFUTED, found.name
+        assert found.p_value == 0
+        assert found.note == "some samples are not finite"
+
+
+def test_noise_that_blew_up_is_searched_for_copies_all_the_same():
+    rows = np.random.default_rng(26).standard_normal((50, 8))
+    rows[3] *= 1e30
+    assert laws.duplicates(rows, within=1e-4).verdict is Verdict.NOT_REFUTED
+    rows[40] = rows[3]
+    assert laws.duplicates(rows, within=1e-4).verdict is Verdict.REFUTED

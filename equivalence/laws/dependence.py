@@ -25,6 +25,8 @@ from samelaw.equivalence.laws.moments import normal_quantile
 
 NORMAL_COINCIDENCE = 1 / (2 * math.sqrt(math.pi))  # density at 0 of the difference of two standard normals
 
+_FARTHEST_CELL = 2.0**62  # what lies beyond shares a cell: an integer holds no more
+
 _R = "correlation coefficient"
 _EQUAL = "rows equal to another row"
 _SAME = "rows left exactly as they were"
@@ -41,7 +43,7 @@ def measure_correlation(
             "value i of one is paired with value i of the other"
         )
     if n < 32:
-        return too_few(name, _R)
+        return too_few(name, _R, first, second)
     finite = is_finite(first) and is_finite(second)
     with np.errstate(invalid="ignore", divide="ignore"):  # a constant column: no r, and no noise
         found = float(np.corrcoef(first, second)[0, 1]) if finite else math.nan
@@ -79,7 +81,7 @@ def measure_duplicates(
         raise InputError(f"within must be >= 0, got {within!r} in the test {name!r}; 0 compares to the bit")
     n, dim = rows.shape
     if n < 2 or dim == 0:
-        return too_few(name, _EQUAL)
+        return too_few(name, _EQUAL, rows)
     coincidence = 2 * within * NORMAL_COINCIDENCE if within > 0 else 2.0**-20
     by_chance = max(0.5 * n * n * coincidence**dim, 1e-300)
     found = count_equal_rows(rows) if within == 0 else _count_close_rows(rows, within)
@@ -196,7 +198,8 @@ def _count_close_rows(rows: np.ndarray, within: float) -> int:
     close = np.zeros(len(kept), dtype=bool)
     for _ in range(4):
         shift = rng.uniform(0, 1, min(16, kept.shape[1]))
-        cells = np.floor(kept[:, :16] / (128 * within) + shift).astype(np.int64).astype(np.uint64)
+        cells = np.floor(kept[:, :16] / (128 * within) + shift)
+        cells = np.clip(cells, -_FARTHEST_CELL, _FARTHEST_CELL).astype(np.int64).astype(np.uint64)
         keys = (cells * rng.integers(1, 2**63, cells.shape[1], dtype=np.uint64)).sum(axis=1, dtype=np.uint64)
         order = np.argsort(keys, kind="stable")
         first, second = order[:-1], order[1:]

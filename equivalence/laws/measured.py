@@ -72,12 +72,14 @@ class Measured:
         """
         check_rate("false_alarm", false_alarm, f"the test {self.name!r}")
         check_rate("false_pass", false_pass, f"the test {self.name!r}")
+        finite = math.isfinite(self.statistic)
         limits = None if self.p_value is None else self.limits(false_alarm, false_pass)
+        if not finite:  # refuted, also where finite samples could not be assessed at this rate
+            limits = limits or Limits(0.0, None, 1.0)
         if limits is None or self.p_value is None:
             return TestResult(
                 self.name, Verdict.NOT_ASSESSED, 0.0, 0.0, 0, false_alarm, None, None, self.gap, "too few samples"
             )
-        finite = math.isfinite(self.statistic)
         verdict = limits.passed if finite and self.statistic <= limits.threshold else Verdict.REFUTED
         note = limits.note if finite else "some samples are not finite"
         return TestResult(
@@ -111,7 +113,10 @@ def measured(
     return Measured(name, samples, min(1.0, float(p_value)), float(statistic), gap, limits)
 
 
-def too_few(name: str, gap: str) -> Measured:
+def too_few(name: str, gap: str, *samples: np.ndarray) -> Measured:
+    """Nothing to judge by; but a sample that is not finite is one too many."""
+    if not all(is_finite(part) for part in samples):
+        return Measured(name, max(part.size for part in samples), 0.0, math.nan, gap, _no_limits)
     return Measured(name, 0, None, 0.0, gap, _no_limits)
 
 

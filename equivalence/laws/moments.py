@@ -104,7 +104,7 @@ def measure_projection(
     """See `projection`."""
     length = float(np.linalg.norm(direction))
     if not length > 0:
-        return too_few(name, gap)
+        return too_few(name, gap, samples, direction)
     found = float(samples @ direction)
 
     return measured(

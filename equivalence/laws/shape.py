@@ -68,7 +68,7 @@ def measure_anderson_darling(samples: Samples, *, name: str = "Anderson-Darling"
     """See `anderson_darling`."""
     n = samples.size
     if n < 100:  # the limiting law is good to 1 % from n = 8 on in the body; 100 leaves room for the far tail
-        return too_few(name, _STD)
+        return too_few(name, _STD, samples)
     ordered = np.sort(samples)
     weights = 2 * np.arange(n) + 1.0
     statistic = -n - float(weights @ (special.log_ndtr(ordered) + special.log_ndtr(-ordered[::-1]))) / n
