@@ -55,14 +55,10 @@ def chacha_block(
     x = [start[:, i].copy() for i in range(16)]
     for _ in range(rounds // 2):
         for a, b, c, d in _QUARTER_ROUNDS:
-            x[a] = x[a] + x[b]
-            x[d] = _rotate_left(x[d] ^ x[a], 16)
-            x[c] = x[c] + x[d]
-            x[b] = _rotate_left(x[b] ^ x[c], 12)
-            x[a] = x[a] + x[b]
-            x[d] = _rotate_left(x[d] ^ x[a], 8)
-            x[c] = x[c] + x[d]
-            x[b] = _rotate_left(x[b] ^ x[c], 7)
+            for into, add, mix, bits in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+                x[into] = x[into] + x[add]
+                x[mix] = x[mix] ^ x[into]
+                x[mix] = (x[mix] << np.uint32(bits)) | (x[mix] >> np.uint32(32 - bits))
     return (np.stack(x, axis=-1) + start).reshape(*counter.shape[:-1], 16)
 
 
@@ -172,10 +168,6 @@ def uniform_words(
     rows = np.arange(-(-count // 8), dtype=np.int64)
     drawn = words(stream, purpose, table, rows, np.full_like(rows, step), blocks=1).reshape(-1, 2).astype(np.uint64)
     return ((drawn[:, 1] << np.uint64(32)) | drawn[:, 0])[:count]
-
-
-def _rotate_left(x: UInt32[np.ndarray, "*n"], bits: int) -> UInt32[np.ndarray, "*n"]:
-    return (x << np.uint32(bits)) | (x >> np.uint32(32 - bits))
 
 
 def _horner(coefficients: Float32[np.ndarray, "degree"], t: Float32[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n"]:

@@ -14,8 +14,8 @@ from samelaw.contract.errors import InputError
 from samelaw.contract.evidence import Verdict
 from samelaw.equivalence import laws
 
-# Of 600 replicates at 0.05, a rate wrong by three quarters is seen; the far tail, where the budget is spent, has tests of
-# its own below (exact p-values, closed forms, importance sampling).
+# Of 600 replicates at 0.05, a rate wrong by three quarters is seen; the far tail, where the budget is spent, has tests
+# of its own below (exact p-values, closed forms, importance sampling).
 REPLICATES = 600
 FALSE_ALARM = 0.05
 FALSE_PASS = 0.05
