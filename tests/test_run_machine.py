@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numba
 import numpy as np
@@ -56,9 +58,9 @@ PLAN = RunPlan(
     curvature=0.5,
     dense_width=2,
 )
-BATCHES = st.sets(st.integers(0, len(PLAN.examples) - 1)).map(sorted)
+BATCHES = st.sampled_from([(), (0,), (1,), (0, 2), (0, 1, 2)])
 SETTINGS = settings(
-    max_examples=30,
+    max_examples=15,
     stateful_step_count=14,
     derandomize=True,
     deadline=None,
@@ -79,6 +81,32 @@ def _one_thread():
     torch.set_num_threads(before[0])
 
 
+class Eager:
+    """The eager definition beside one run. What it has after some batches is kept for every run that begins so."""
+
+    made: ClassVar[dict[tuple[tuple[int, ...], ...], tuple[dict, bytes]]] = {}
+
+    def __init__(self):
+        self.trainer = None
+
+    def after(self, batches):
+        """Tables, and the bytes of the dense parameter, after these batches: later ones of the same run."""
+        batches = tuple(batches)
+        if batches not in self.made:
+            self.trained(batches)
+        return self.made[batches]
+
+    def trained(self, batches):
+        self.trainer = self.trainer or eager_trainer(PLAN)
+        while True:
+            done = self.trainer.step_index
+            dense = self.trainer.oracle.dense["out.weight"].tobytes()
+            self.made.setdefault(tuple(batches[:done]), (self.trainer.tables, dense))
+            if done == len(batches):
+                return self.trainer
+            self.trainer.train_batch(PLAN.batch(batches[done]))
+
+
 class Killed(BaseException):
     """The end of the process, as far as a trainer can tell."""
 
@@ -91,30 +119,32 @@ class Run(RuleBasedStateMachine):
     """`batches` are the steps that the ledger charges for; the trainer, if there is one, has made `step` of them."""
 
     fault = None
+    done = Counter()  # what all runs of the machine did together: a machine that does nothing finds nothing
 
-    @initialize()
-    def begin(self):
+    @initialize(several=st.lists(BATCHES, max_size=3))
+    def begin(self, several):
         self.folder = Path(tempfile.mkdtemp())
         self.path, self.checkpoint = self.folder / "ledger.jsonl", self.folder / "run.checkpoint"
-        self.eager = eager_trainer(PLAN)
-        self.batches, self.tables = [], [self.eager.tables]
-        self.dense = [self.eager.oracle.dense["out.weight"].copy()]
-        self.step, self.released = 0, False
+        self.batches, self.eager = [], Eager()
+        self.step, self.released, self.mistaken = 0, False, False
         self.start(Ledger(self.path))
         self.save()
+        self.train(several)
 
     def start(self, ledger):
         self.ledger = ledger
         self.trainer = lazy_trainer(PLAN, ledger, fault=None if self.fault is None else FAULTS[self.fault].apply)
 
     def batch(self, chosen):
-        """The batch of the coming step: the one that it had before, if it was lost; eager makes it once."""
+        """The batch of the coming step: the one that it had before, if it was lost."""
         if self.step == len(self.batches):
-            self.batches.append(chosen)
-            self.eager.train_batch(PLAN.batch(chosen))
-            self.tables.append(self.eager.tables)
-            self.dense.append(self.eager.oracle.dense["out.weight"].copy())
+            self.batches.append(tuple(chosen))
         return PLAN.batch(self.batches[self.step])
+
+    @property
+    def expected(self):
+        """What the eager run has where the trainer is: tables, and the bytes of the dense parameter."""
+        return self.eager.after(self.batches[: self.step])
 
     def refuses(self, kind, act):
         """An operation that must not happen: its own error, and not one entry in the ledger."""
@@ -129,6 +159,7 @@ class Run(RuleBasedStateMachine):
     @rule(several=st.lists(BATCHES, min_size=1, max_size=3))
     def train(self, several):
         for chosen in several[: STEPS - self.step]:
+            self.done["lost step made again" if self.step < len(self.batches) else "step"] += 1
             self.trainer.train_batch(self.batch(chosen))
             self.step += 1
 
@@ -142,23 +173,26 @@ class Run(RuleBasedStateMachine):
     def save(self):
         self.trainer.save_checkpoint(self.checkpoint)
         self.saved = self.step
+        self.done["save after steps"] += self.step > 0
 
     @precondition(lambda self: self.trainer and not self.released)
     @rule()
     def settle_early(self):
+        self.done["settled early"] += self.step > 0
         self.trainer.settle()
         for name, table in self.trainer.tables.items():
-            assert table.weights.numpy().tobytes() == self.tables[self.step][name].tobytes()
+            assert table.weights.numpy().tobytes() == self.expected[0][name].tobytes()
 
     @precondition(lambda self: self.trainer and not self.released)
     @rule()
     def evaluate_a_copy(self):
+        self.done["looked at a copy"] += self.step > 0
         histories = {name: table.history.clone() for name, table in self.trainer.tables.items()}
         tables, dense = settled_copy(self.trainer)
         for name, table in tables.items():
-            assert table.tobytes() == self.tables[self.step][name].tobytes()
+            assert table.tobytes() == self.expected[0][name].tobytes()
             assert torch.equal(histories[name], self.trainer.tables[name].history)
-        assert dense["out.weight"].tobytes() == self.dense[self.step].tobytes()
+        assert dense["out.weight"].tobytes() == self.expected[1]
 
     @precondition(lambda self: self.trainer and not self.released)
     @rule()
@@ -166,6 +200,7 @@ class Run(RuleBasedStateMachine):
         owing = [table for table in self.trainer.tables.values() if table.owing(self.step) is not None]
         if owing:
             self.refuses(UnsettledReleaseError, self.trainer.model.state_dict)
+            self.done["weights refused"] += 1
 
     @precondition(lambda self: self.trainer and not self.released)
     @rule()
@@ -185,6 +220,7 @@ class Run(RuleBasedStateMachine):
             self.trainer.pay_dense = killed
         with pytest.raises(Killed):
             self.trainer.train_batch(batch)
+        self.done["killed in a step"] += 1
         for act in (lambda: self.trainer.train_batch(batch), self.save):
             self.refuses(ResumeError, act)
         if self.fault is None:  # a fault may have replaced `settle`, which would have looked
@@ -200,7 +236,8 @@ class Run(RuleBasedStateMachine):
         for act in (lambda: self.trainer.train_batch(batch), self.trainer.release, self.save):
             self.refuses(ResumeError, act)
         self.trainer.load_checkpoint(self.checkpoint)
-        self.step = self.saved
+        self.done["resume after steps"] += self.saved > 0
+        self.step, self.mistaken = self.saved, False
         assert self.trainer.step_index == self.saved
 
     @precondition(lambda self: self.trainer and not self.released)
@@ -210,10 +247,12 @@ class Run(RuleBasedStateMachine):
         self.kill()
         self.resume()
 
-    @precondition(lambda self: not self.trainer)
+    @precondition(lambda self: not self.trainer and not self.mistaken)  # once until it is taken up
     @rule(change=st.sampled_from([("key", 1, NoiseKeyError), ("noise_multiplier", 2.0, ResumeError)]))
     def resume_as_another_run(self, change):
         name, value, kind = change
+        self.mistaken = True
+        self.done["resumed as another run"] += 1
         other = lazy_trainer(replace(PLAN, **{name: value}), Ledger())
         before = {name: table.weights.clone() for name, table in other.tables.items()}
         self.refuses(kind, lambda: other.load_checkpoint(self.checkpoint))
@@ -223,10 +262,12 @@ class Run(RuleBasedStateMachine):
         self.refuses(LedgerError, lambda: lazy_trainer(replace(PLAN, **{name: value}), ledger))
         ledger.close()
 
-    @precondition(lambda self: self.trainer and not self.released)
+    # After a release there is nothing left to do but to be refused; every run ends with one anyway.
+    @precondition(lambda self: self.trainer and not self.released and self.step not in (1, 2))
     @rule()
     def release(self):
         if self.step < len(self.batches):  # steps that were charged for were lost, and have not been made again
+            self.done["release refused"] += 1
             with pytest.raises(LedgerError, match="charges for"):
                 self.trainer.release()
             return
@@ -238,12 +279,13 @@ class Run(RuleBasedStateMachine):
 
         release = self.trainer.release(write=write)
         self.released = True
+        self.done["release after steps"] += self.step > 0
         assert release.step == self.step
         for name, table in release.tables.items():
-            assert table.tobytes() == self.tables[self.step][name].tobytes(), name
+            assert table.tobytes() == self.expected[0][name].tobytes(), name
             paid = np.delete(history[name], 0) if name == "tables.item" else history[name]
             assert (paid == self.step).all()
-        assert release.dense["out.weight"].tobytes() == self.dense[self.step].tobytes()
+        assert release.dense["out.weight"].tobytes() == self.expected[1]
         assert self.ledger.head == release.ledger_head
 
     @precondition(lambda self: self.released)
@@ -290,8 +332,10 @@ class Run(RuleBasedStateMachine):
             self.the_ledger_charges_for_every_step_once()
             recorded = self.trainer.transcript
             if len(recorded.steps) == self.step == STEPS and not np.any([self.saved]):
-                self.eager.release()
-                assert replay(self.eager.transcript, recorded).verdict.holds
+                eager = self.eager.trained(self.batches)
+                eager.release()
+                assert replay(eager.transcript, recorded).verdict.holds
+                self.done["compared from end to end"] += 1
         finally:
             self.ledger.close()
             shutil.rmtree(self.folder)
@@ -303,7 +347,14 @@ def machine(fault):
 
 
 def test_a_run_is_the_same_run_whatever_is_done_to_it():
+    Run.done.clear()
     run_state_machine_as_test(Run, settings=SETTINGS)
+    # What is drawn is fixed for one version of Hypothesis; these are about a third of what 15 runs did.
+    least = {
+        "step": 12, "looked at a copy": 12, "settled early": 2, "weights refused": 2, "killed in a step": 2,
+        "resume after steps": 3, "lost step made again": 3, "resumed as another run": 3, "release after steps": 6,
+    }  # fmt: skip
+    assert {what: Run.done[what] for what in least if Run.done[what] < least[what]} == {}, Run.done
 
 
 @pytest.mark.slow
