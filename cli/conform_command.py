@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 HOLDS, REFUTED = 0, 1
+LONGEST = 86400  # seconds
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:  # pyright: ignore[reportPrivateUsage]
@@ -44,6 +45,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--timeout", type=float, default=60.0, help="seconds that one run of the trainer may take (default 60)"
     )
+    parser.add_argument(
+        "--price",
+        nargs=4,
+        default=None,
+        metavar=("SIGMA", "RATE", "STEPS", "DELTA"),
+        help="parameters of a run of yours: say what the smallest gap seen could cost it in epsilon",
+    )
     parser.add_argument("--out", type=Path, default=None, help="folder to write (default runs/conform-<time>)")
     parser.add_argument("--json", action="store_true", help="print the evidence as JSON on standard output")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -53,24 +61,27 @@ def run(options: argparse.Namespace) -> int:
     import json
     import secrets
     import sys
+    from dataclasses import asdict
     from datetime import UTC, datetime
 
     from tqdm import tqdm
 
     from samelaw.cli import runfolder
+    from samelaw.cli.bench_price import mechanism_of, prices
     from samelaw.contract.errors import InputError
     from samelaw.equivalence.bench.claims import counts, verdict_line
     from samelaw.equivalence.bench.conform import conform, jobs_asked_for
     from samelaw.equivalence.bench.page import bench_page, headline
     from samelaw.equivalence.claims import suite_holds
-    from samelaw.equivalence.schemas import evidence_record
+    from samelaw.equivalence.schemas import check_bench, evidence_record
 
     if (options.trainer is None) == (options.program is None):
         raise InputError("samelaw conform needs either MODULE:FACTORY or --command, and not both")
     if options.abilities is not None and options.program is None:
         raise InputError("--abilities goes with --command; a Python factory has an attribute `abilities`")
-    if not options.timeout > 0:
-        raise InputError(f"--timeout must be > 0 seconds, got {options.timeout}")
+    if not 0 < options.timeout <= LONGEST:
+        raise InputError(f"--timeout must be > 0 and at most {LONGEST} seconds (a day), got {options.timeout}")
+    priced = None if options.price is None else mechanism_of(options.price)
     check_options(options.runs, options.false_alarm, options.seed)
     seed = secrets.randbits(31) if options.seed is None else options.seed
     with ExitStack() as stack:
@@ -99,18 +110,26 @@ def run(options: argparse.Namespace) -> int:
             "seed": seed,
             "false_alarm": options.false_alarm,
             "timeout": options.timeout,
+            "price": None if priced is None else {**asdict(priced[0]), "delta": priced[1]},
         },
         "verdict": "HOLDS" if holds else "REFUTED",
         "verdicts": counts(evidence),
+        "tolerances": [] if priced is None else prices(evidence, *priced),
         "environment": runfolder.environment(("samelaw", "numpy", "torch", "scipy", "opacus")),
     }
     found = evidence_record(evidence)
     runfolder.write_json(folder / "evidence.json", found)
-    runfolder.write_json(folder / "bench.json", record | {"files": runfolder.digests(folder)})
+    whole = record | {"files": runfolder.digests(folder)}
+    check_bench(whole)
+    runfolder.write_json(folder / "bench.json", whole)
     runfolder.write_text(folder / "report.html", bench_page(record, evidence))
     say = sys.stderr if options.json else sys.stdout
     for item in evidence:
         print(verdict_line(item), file=say)
+    for tolerance in record["tolerances"]:
+        print(tolerance["sentence"], file=say)
+    if priced is not None and not record["tolerances"]:
+        print("There is no tolerance to price: a claim about noise was refuted, or none was assessed.", file=say)
     print(*headline(evidence), f"\nThe report: {folder / 'report.html'}", file=say)
     if options.json:
         print(json.dumps(found, indent=2))

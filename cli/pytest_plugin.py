@@ -66,7 +66,7 @@ class TrainerOnBench(pytest.Collector):
         from samelaw.cli.bench_processes import Worker
         from samelaw.equivalence.bench.conform import conform
 
-        with Worker(self.trainer, timeout=float(self.config.getini("samelaw_timeout"))) as worker:
+        with Worker(self.trainer, timeout=self._timeout()) as worker:
             twin = None
             if worker.abilities.noise == "keyed":
                 from samelaw.cli.bench_own import reference
@@ -76,8 +76,28 @@ class TrainerOnBench(pytest.Collector):
         return {item.claim: item for item in found}
 
     def _chosen(self, name: str) -> int:
+        from samelaw.contract.errors import InputError
+
         option = self.config.getoption(f"--samelaw-{name}")
-        return int(self.config.getini(f"samelaw_{name}") if option is None else option)
+        if option is not None:
+            return int(option)
+        written = self.config.getini(f"samelaw_{name}")
+        try:
+            return int(written)
+        except ValueError as cause:
+            raise InputError(f"samelaw_{name} of the pytest configuration must be a number, got {written!r}") from cause
+
+    def _timeout(self) -> float:
+        from samelaw.contract.errors import InputError
+
+        written = self.config.getini("samelaw_timeout")
+        try:
+            seconds = float(written)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds <= 86400:
+            raise InputError(f"samelaw_timeout must be > 0 and at most 86400 seconds (a day), got {written!r}")
+        return seconds
 
 
 class ClaimRefuted(Exception):

@@ -41,6 +41,11 @@ def check_bench_problem(record: Any) -> None:
     _check("bench_problem", record, "problem.json")
 
 
+def check_bench(record: Any) -> None:
+    """Raises SchemaError unless `record` is the bench.json of `samelaw conform`."""
+    _check("bench", record, "bench.json")
+
+
 def check_fault_matrix(record: Any) -> None:
     """Raises SchemaError unless `record` is a fault-matrix.json."""
     _check("fault_matrix", record, "fault-matrix.json")

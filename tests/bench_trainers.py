@@ -247,6 +247,106 @@ class LazyThatPublishesEarly(LazyAndOffByOne):
         super().settle(name, rows)
 
 
+class LazyAndHotRowsOffByOne(LazyAndOffByOne):
+    """A row that two steps running read is settled a step short; every other row as it should be."""
+
+    def train_batch(self, batch: BenchBatch) -> None:
+        before, self.just_read = getattr(self, "just_read", {}), {n: np.unique(r.ids) for n, r in batch.reads.items()}
+        super().train_batch(batch)
+        for name, rows in self.just_read.items():
+            self.owed[name][np.intersect1d(rows, before.get(name, rows[:0]))] -= self.last
+
+    def settle(self, name: str, rows: np.ndarray) -> None:
+        last, self.last = self.last, 0.0
+        super().settle(name, rows)
+        self.last = last
+
+
+class ClipsTheFirstStepAlone(NumpyTrainer):
+    def clip(self, gradient: Arrays) -> Arrays:
+        return super().clip(gradient) if self.steps == 0 else gradient
+
+
+class GradientsAreNeverZeroed(NumpyTrainer):
+    """The gradients of a step are still there in the next."""
+
+    kept: Arrays
+
+    def train_batch(self, batch: BenchBatch) -> None:
+        kept = getattr(self, "kept", {})
+        self.kept = {name: np.zeros(value.shape) for name, value in self.now.items()}
+        for example in range(len(batch)):
+            for name, gradient in self.clip(self.gradient(batch, example)).items():
+                self.kept[name] += gradient
+        scale = batch.learning_rate / self.divisor(batch)
+        super().train_batch(batch)
+        for name, value in kept.items():
+            self.now[name] = (self.now[name] - scale * value).astype(np.float32)
+
+
+class LearningRateOfTheStepBefore(NumpyTrainer):
+    """Of the gradients; the noise has the right one."""
+
+    def clip(self, gradient: Arrays) -> Arrays:
+        rates = self.problem.learning_rates
+        factor = rates[max(0, self.steps - 1)] / rates[self.steps]
+        return {name: factor * g for name, g in super().clip(gradient).items()}
+
+
+class LastOfALargeBatchUnclipped(NumpyTrainer):
+    """A batch that falls into microbatches of four: the last one is not clipped."""
+
+    def train_batch(self, batch: BenchBatch) -> None:
+        self.left = len(batch) if len(batch) > 4 else 0
+        super().train_batch(batch)
+
+    def clip(self, gradient: Arrays) -> Arrays:
+        self.left -= 1
+        return gradient if self.left == 0 else super().clip(gradient)
+
+
+class EmptyBatchAfterAFullOneIsSilent(NumpyTrainer):
+    """It steps again with what the batch before left, which an optimiser that was reset has not."""
+
+    def train_batch(self, batch: BenchBatch) -> None:
+        full, self.full = getattr(self, "full", False), len(batch) > 0
+        if self.full or not full:
+            super().train_batch(batch)
+        else:
+            self.steps += 1
+
+
+class NoiseInHalfPrecision(NumpyTrainer):
+    def draw(self, shape: tuple[int, ...]) -> np.ndarray:
+        return super().draw(shape).astype(np.float16).astype(np.float64)
+
+
+class NoiseInBrainFloat(NumpyTrainer):
+    def draw(self, shape: tuple[int, ...]) -> np.ndarray:
+        bits = super().draw(shape).astype(np.float32).view(np.uint32)
+        return (bits + 0x8000 & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+class LastRowHasHalfTheNoise(NumpyTrainer):
+    def noise(self, name: str, batch: BenchBatch) -> np.ndarray:
+        noise = super().noise(name, batch)
+        noise[-1] *= 0.5 if name in self.problem.tables else 1.0
+        return noise
+
+
+class LastColumnHasLessNoise(NumpyTrainer):
+    def noise(self, name: str, batch: BenchBatch) -> np.ndarray:
+        noise = super().noise(name, batch)
+        if name in self.problem.tables:
+            noise[:, -1] *= 0.75
+        return noise
+
+
+class OneTableFivePercentLow(NumpyTrainer):
+    def noise(self, name: str, batch: BenchBatch) -> np.ndarray:
+        return super().noise(name, batch) * (0.95 if name == "user" else 1.0)
+
+
 class NotFinite(NumpyTrainer):
     def release(self) -> Mapping[str, np.ndarray]:
         released = dict(super().release())
@@ -282,6 +382,17 @@ CAUGHT_BY: Mapping[type[NumpyTrainer], tuple[str, ...]] = {
     NoDenseNoise: ("B6",),
     LazyAndOffByOne: ("B4", "B5", "B7"),
     LazyThatPublishesEarly: ("B10",),
+    LazyAndHotRowsOffByOne: ("B4",),
+    ClipsTheFirstStepAlone: ("B2", "B3"),
+    GradientsAreNeverZeroed: ("B2",),
+    LearningRateOfTheStepBefore: ("B2",),
+    LastOfALargeBatchUnclipped: ("B2", "B3"),
+    EmptyBatchAfterAFullOneIsSilent: ("B7",),
+    NoiseInHalfPrecision: ("B5",),
+    NoiseInBrainFloat: ("B5",),
+    LastRowHasHalfTheNoise: ("B4",),
+    LastColumnHasLessNoise: ("B4", "B5"),
+    OneTableFivePercentLow: ("B5",),
     NotFinite: ("B1",),
     CrashesOnMeans: ("B1",),
 }

@@ -29,7 +29,7 @@ def refuted(found: dict[str, Evidence]) -> list[str]:
     return [claim for claim, item in found.items() if item.verdict is Verdict.REFUTED]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(5))
 def test_a_correct_trainer_is_never_refuted(seed: int) -> None:
     assert refuted(judge(bench_trainers.NumpyTrainer, runs=2, seed=seed)) == []
 
@@ -39,6 +39,12 @@ def test_a_correct_trainer_that_publishes_every_iterate_is_not_refuted() -> None
     assert refuted(found) == []
     assert found["B10"].verdict.holds
     assert found["B10"].tests
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5, 20))
+def test_a_correct_trainer_is_never_refuted_by_few_runs(seed: int) -> None:
+    assert refuted(judge(bench_trainers.NumpyTrainer, runs=2, seed=seed)) == []
 
 
 @pytest.mark.slow
@@ -101,14 +107,25 @@ def test_a_trainer_whose_noise_stays_on_is_judged_with_little_noise_and_the_gap_
     assert refuted(found) == []
     assert found["B2"].verdict is Verdict.NOT_REFUTED
     for claim in ("B2", "B3"):
-        assert all(0 < test.detectable < 1.05 for test in found[claim].tests)
+        small = [test for test in found[claim].tests if not test.name.startswith("6 steps")]
+        assert all(0 < test.detectable < 1.05 for test in small)
+        assert len(found[claim].tests) - len(small) == (1 if claim == "B2" else 3)
     # 1 C and what noise of 0.001 C can hide: far below the 1.13 C of clipping per table.
-    assert max(test.detectable for test in found["B3"].tests) < 1.03
+    assert max(test.detectable for test in small) < 1.03
+    # 24,000 values with noise of 0.001 C, over two runs and six steps, are longer than the bound: the gap says so.
+    assert 1.4 < max(test.detectable for test in found["B3"].tests) < 2
 
 
 @pytest.mark.parametrize(("fault", "claim"), [(QuietPerTable, "B3"), (QuietDuplicatesOnce, "B2")])
 def test_wrong_sums_show_through_little_noise(fault: type[bench_trainers.NumpyTrainer], claim: str) -> None:
     assert claim in refuted(judge(fault, runs=2))
+
+
+def test_the_gap_that_is_said_is_that_of_the_part_that_is_known_least() -> None:
+    found = judge(bench_trainers.NumpyTrainer)["B4"]
+    widest = max(test.detectable for test in found.tests if test.gap == "relative error of the std")
+    assert f"; {widest:.2g} in " in found.numbers["smallest_gap"]
+    assert f"{widest:.2g} in " in found.summary
 
 
 class Modest(bench_trainers.NumpyTrainer):

@@ -71,6 +71,22 @@ def test_weights_that_cannot_be_judged_fail_in_words(suite: pytest.Pytester) -> 
     result.stdout.fnmatch_lines(["*'item' must have the shape (6, 4)*"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("timeout", "soon"),
+        pytest.param("timeout", "inf", marks=pytest.mark.slow),
+        pytest.param("runs", "many", marks=pytest.mark.slow),
+    ],
+)
+def test_a_configuration_that_is_none_fails_in_words(suite: pytest.Pytester, name: str, value: str) -> None:
+    suite.makeini(f"[pytest]\nsamelaw_trainer = their:Good\nsamelaw_{name} = {value}\n")
+    result = suite.runpytest_subprocess("-p", "no:cacheprovider", "-k", "B2")
+    result.assert_outcomes(failed=1, deselected=11)
+    result.stdout.fnmatch_lines([f"samelaw_{name} *must be *got '{value}'*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
 def test_without_a_trainer_nothing_of_samelaw_is_imported(suite: pytest.Pytester) -> None:
     suite.makepyfile(
         test_own="import sys\ndef test_own(): assert not [m for m in sys.modules if m.startswith('samelaw.contract')]"

@@ -15,15 +15,17 @@ from typing import Any
 
 import pytest
 
+from samelaw.accounting.engines import evaluate
+from samelaw.accounting.mechanism import SampledGaussian
 from samelaw.cli.bench_processes import Command, Worker
 from samelaw.cli.bench_worker import find_factory
 from samelaw.cli.main import main
 from samelaw.contract.bench import Abilities
-from samelaw.contract.errors import InputError
+from samelaw.contract.errors import InputError, SchemaError
 from samelaw.equivalence.bench.conduct import Kind
 from samelaw.equivalence.bench.conform import PATIENCE, conform
 from samelaw.equivalence.bench.problems import small_inputs, small_job
-from samelaw.equivalence.schemas import check_evidence
+from samelaw.equivalence.schemas import check_bench, check_evidence
 
 PLAIN = Abilities(noise_off=True)
 JOB = small_job(small_inputs(PLAIN)[0], PLAIN, 1)
@@ -158,8 +160,11 @@ def samelaw(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, s
     return status, said.out, said.err
 
 
+PRICE = ("--price", "1.1", "0.01", "1000", "1e-6")
+
+
 def test_the_folder_holds_evidence_a_record_and_a_page(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("their:Good", "--runs", "2", "--seed", "4", "--quiet", "--out", "found", "--json")
+    options = ("their:Good", "--runs", "2", "--seed", "4", "--quiet", "--out", "found", "--json", *PRICE)
     status, out, err = samelaw(*options, capsys=capsys)
     assert status == 0
     evidence = json.loads(out)
@@ -167,12 +172,22 @@ def test_the_folder_holds_evidence_a_record_and_a_page(place: Path, capsys: pyte
     check_evidence(evidence)
     record = json.loads((place / "found" / "bench.json").read_text())
     assert record["verdict"] == "HOLDS"
-    assert record["options"] == {"runs": 2, "seed": 4, "false_alarm": 1e-9, "timeout": 60.0}
+    price = {"noise_multiplier": 1.1, "sampling_rate": 0.01, "steps": 1000, "delta": 1e-6}
+    assert record["options"] == {"runs": 2, "seed": 4, "false_alarm": 1e-9, "timeout": 60.0, "price": price}
+    check_bench(record)
+    with pytest.raises(SchemaError, match=r"samelaw\.bench/1 at options/runs"):
+        check_bench(record | {"options": record["options"] | {"runs": 1}})
+    (tolerance,) = record["tolerances"]  # two runs conclude no equivalence: there is no margin to price
+    assert (tolerance["kind"], tolerance["part"]) == ("detectable", "B4, scale, single step, rows read")
+    smaller = SampledGaussian(0.01, 1.1 * (1 - tolerance["gap"]), 1000)
+    assert tolerance["epsilon_if"] == evaluate(smaller, 1e-6).interval.upper > tolerance["epsilon"] > 0
+    assert tolerance["sentence"] in err
     assert record["abilities"] == PLAIN.to_json()
     page = (place / "found" / "report.html").read_text()
     assert "Nothing that the bench tried tells this trainer from DP-SGD" in page
     assert "does not declare dense parameters" in page
     assert "Limits" in page
+    assert "What the tolerance could cost" in page
     assert not re.search(r"(src|href)=[\"'](?!#)", page)  # asks for nothing from outside: plots refer to themselves
     assert "Nothing that the bench tried" in err
 
@@ -211,6 +226,11 @@ def test_the_bench_stops_asking_a_trainer_that_hangs(place: Path) -> None:
         (("their:Good", "--runs", "1"), "--runs must be >= 2"),
         (("their:Good", "--timeout", "0"), "--timeout must be > 0"),
         (("their:Good", "--timeout", "nan"), "--timeout must be > 0"),
+        (("their:Good", "--timeout", "inf"), "--timeout must be > 0 and at most 86400"),
+        (("their:Good", "--price", "0", "0.01", "100", "1e-6"), "SIGMA of --price must be > 0"),
+        (("their:Good", "--price", "1", "1.01", "100", "1e-6"), "sampling_rate must be in"),
+        (("their:Good", "--price", "1", "0.01", "x", "1e-6"), "--price takes SIGMA RATE STEPS DELTA"),
+        (("their:Good", "--price", "1", "0.01", "100", "1"), "DELTA of --price must be in"),
         (("their:Good", "--false-alarm", "0.5"), "--false-alarm must be in"),
         (("their:Good", "--seed", "-1"), "--seed must be >= 0"),
         (("--command", "prog {in}"), "must name {in} and {out}"),

@@ -25,7 +25,7 @@ TITLES = {
 }
 _EXACT_GAPS = {
     "B2": "0.0002 C an example, in one coordinate",
-    "B3": "0.0002 C beyond the bound, in the inputs tried",
+    "B3": "0.0003 C beyond the bound in one step, 0.012 C in six, in the inputs tried",
     "B9": "one bit",
     "E1": "one bit of a table",
 }
@@ -115,7 +115,14 @@ def _smallest_gap(tests: Sequence[TestResult]) -> str:
     if not any(test.verdict is not Verdict.NOT_ASSESSED for test in tests):
         return "–"
     lead = _lead(tests)
-    return "–" if lead.detectable is None else f"{lead.detectable:.2g} ({lead.gap}) would have been seen"
+    if lead.detectable is None:
+        return "–"
+    alike = [t for t in tests if t.gap == lead.gap and t.verdict is not Verdict.NOT_ASSESSED]
+    if any(test.detectable is None for test in alike):
+        return "–"
+    widest = max(alike, key=lambda test: test.detectable or 0.0)
+    where = "" if widest is lead else f"; {widest.detectable:.2g} in {widest.name.removeprefix('scale, ')}"
+    return f"{lead.detectable:.2g} ({lead.gap}{where}) would have been seen"
 
 
 def _lead(tests: Sequence[TestResult]) -> TestResult:

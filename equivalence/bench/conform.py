@@ -15,7 +15,16 @@ from samelaw.equivalence.bench.claims import Draft, judged
 from samelaw.equivalence.bench.conduct import Failure, Kind, Outcome, Runner, Weights
 from samelaw.equivalence.bench.input_claims import INEXACT, SmallRun, input_claims, runs_claim
 from samelaw.equivalence.bench.noise_claims import Ran, noise_claims
-from samelaw.equivalence.bench.problems import Job, empty_job, law_job, padded_job, small_inputs, small_job
+from samelaw.equivalence.bench.problems import (
+    HISTORY_DROPS,
+    Job,
+    empty_job,
+    history_job,
+    law_job,
+    padded_job,
+    small_inputs,
+    small_job,
+)
 
 RUNS = 8
 FEWEST_RUNS = 2
@@ -70,17 +79,24 @@ def conform(
         return found
 
     cases = small_inputs(abilities)
-    several = [case.without(0) for case in cases if len(case.examples) > 1]
+    several = [c.without(i) for c in cases if len(c.examples) > 1 for i in range(len(c.examples))]
     alone = [(case, *carry_out([small_job(case, abilities, next(seeds))])[0]) for case in cases]
     fewer = [(case, *carry_out([small_job(case, abilities, next(seeds))])[0]) for case in several]
+    drops = (None, *HISTORY_DROPS)
+    histories = carry_out(history_job(abilities, next(seeds), drop=drop) for drop in drops)
     long = carry_out(law_job(abilities, next(seeds)) for _ in range(runs))
     single = carry_out(law_job(abilities, next(seeds), steps=1, name="the noise of one step") for _ in range(runs))
     noisy = carry_out([padded_job(abilities, next(seeds))]) if abilities.padding else []
     empty = carry_out(empty_job(abilities, next(seeds)) for _ in range(runs)) if abilities.empty_batches else []
+    after = (
+        carry_out(empty_job(abilities, next(seeds), after_reads=True) for _ in range(runs))
+        if abilities.empty_batches
+        else []
+    )
     drafts = [
         runs_claim(ran, [*alone, *fewer]),
-        *input_claims(abilities, alone, fewer, noisy),
-        *noise_claims(abilities, long, single, empty),
+        *input_claims(abilities, alone, fewer, histories, noisy),
+        *noise_claims(abilities, long, single, empty, after),
         _keyed(abilities, [*ran], twin),
     ]
     drafts.sort(key=lambda draft: (draft.claim[0], int(draft.claim[1:])))
@@ -90,8 +106,9 @@ def conform(
 def jobs_asked_for(abilities: Abilities, runs: int) -> int:
     """How many jobs `conform` carries out if none fails."""
     cases = small_inputs(abilities)
-    several = sum(len(case.examples) > 1 for case in cases)
-    return len(cases) + several + abilities.padding + runs * (3 if abilities.empty_batches else 2)
+    neighbours = sum(len(case.examples) for case in cases if len(case.examples) > 1)
+    quiet = len(cases) + neighbours + 1 + len(HISTORY_DROPS)
+    return quiet + abilities.padding + runs * (4 if abilities.empty_batches else 2)
 
 
 def _keyed(abilities: Abilities, ran: Sequence[Ran], twin: Twin | None) -> Draft:

@@ -56,18 +56,27 @@ def runs_claim(ran: Sequence[Ran], shown: Sequence[SmallRun]) -> Draft:
 
 
 def input_claims(
-    abilities: Abilities, alone: Sequence[SmallRun], neighbours: Sequence[SmallRun], noisy: Sequence[Ran]
+    abilities: Abilities,
+    alone: Sequence[SmallRun],
+    neighbours: Sequence[SmallRun],
+    histories: Sequence[Ran],
+    noisy: Sequence[Ran],
 ) -> list[Draft]:
     """Drafts of B2, B3 and B9.
 
     Args:
         alone: every small input that the abilities allow.
-        neighbours: those of several examples, without their first.
+        neighbours: those of several examples, without each of them.
+        histories: runs of several steps without noise or with little: one, then its neighbours.
         noisy: a run with full noise and a padding row.
     """
     padded = [(f"{case.name} ({case.shown})", job, outcome) for case, job, outcome in alone]
     padded += [(job.name, job, outcome) for job, outcome in noisy]
-    return [_signal(abilities, alone), _sensitivity(alone, neighbours), _padding(abilities, padded)]
+    return [
+        _signal(abilities, alone, histories),
+        _sensitivity(alone, neighbours, histories),
+        _padding(abilities, padded),
+    ]
 
 
 def moved(problem: BenchProblem, batch_rate: float, release: Weights) -> Weights:
@@ -77,8 +86,15 @@ def moved(problem: BenchProblem, batch_rate: float, release: Weights) -> Weights
     return {name: (start[name].astype(np.float64) - release[name].astype(np.float64)) / unit for name in start}
 
 
-def _signal(abilities: Abilities, alone: Sequence[SmallRun]) -> Draft:
-    draft = Draft("B2", f"{len(alone)} small inputs, {_quiet(abilities)}", exact=True)
+def unit_of(job: Job) -> float:
+    """C/B times the root of the sum of squared rates: the noise of a run has a std of noise_multiplier units."""
+    rates = [batch.learning_rate for batch in job.batches]
+    return job.problem.clip_norm / job.problem.expected_batch_size * float(np.linalg.norm(rates))
+
+
+def _signal(abilities: Abilities, alone: Sequence[SmallRun], histories: Sequence[Ran]) -> Draft:
+    scope = f"{len(alone)} small inputs and {len(histories)} runs of several steps, {_quiet(abilities)}"
+    draft = Draft("B2", scope, exact=True)
     wrong: list[str] = []
     for case, job, outcome in alone:
         if outcome.release is None:
@@ -97,42 +113,77 @@ def _signal(abilities: Abilities, alone: Sequence[SmallRun]) -> Draft:
             size = signal.norm(off)
             draft.fail(where, f"{_length(expected, problem)} C, exactly", f"a sum that is off by {size:.3g} C")
             wrong.append(f"{where}: off by {size:.3g} C")
-    draft.numbers = {"wrong": wrong, "inputs_not_declared": left_out(abilities)}
     seen = [1 for *_, outcome in alone if outcome.release is not None]
+    for job, outcome in histories:
+        if outcome.release is None:
+            continue
+        seen.append(1)
+        problem, unit = job.problem, unit_of(job)
+        expected = signal.noiseless(problem, job.batches)
+        off = {name: (outcome.release[name] - expected[name]) / unit for name in expected}
+        slack = INEXACT * sum(b.learning_rate * len(b) for b in job.batches) * problem.clip_norm
+        slack /= problem.expected_batch_size * unit
+        values = np.concatenate([value.ravel() for value in off.values()])
+        where = f"{job.name} ({', '.join(str(len(batch)) for batch in job.batches)} examples)"
+        if problem.noise_multiplier > 0:
+            draft.plan(_off, values, problem.noise_multiplier, slack=slack, name=where)
+        elif not float(np.abs(values).max()) <= slack:
+            size = signal.norm(off)
+            draft.fail(where, "the sums of every step, exactly", f"weights that are off by {size:.3g} C, all in all")
+            wrong.append(f"{where}: off by {size:.3g} C, all in all")
+    draft.numbers = {"wrong": wrong, "inputs_not_declared": left_out(abilities)}
     if not seen:
         draft.open = "No small input came to an end (see B1)."
-    draft.found = f"{len(seen)} small inputs move the weights as DP-SGD does."
+    draft.found = f"{len(seen)} inputs, of one step and of several, move the weights as DP-SGD does."
     return draft
 
 
-def _sensitivity(alone: Sequence[SmallRun], neighbours: Sequence[SmallRun]) -> Draft:
-    """B3: a batch against the batch without its first example; one example against no example at all."""
-    draft = Draft("B3", f"{len(alone)} small inputs", exact=True)
-    fewer = {case.name: (job, outcome) for case, job, outcome in neighbours}
+def _sensitivity(alone: Sequence[SmallRun], neighbours: Sequence[SmallRun], histories: Sequence[Ran]) -> Draft:
+    """B3: a batch against the batch without one of its examples; one example against no example at all."""
+    draft = Draft("B3", f"{len(alone)} small inputs, without each of their examples", exact=True)
+    fewer = {case.name: outcome for case, _, outcome in neighbours}
     largest, beyond, compared = 0.0, list[str](), 0
-    for case, job, outcome in alone:
-        problem, batch = job.problem, job.batches[0]
-        if outcome.release is None:
-            continue
-        change, runs = moved(problem, batch.learning_rate, outcome.release), 1
-        if len(batch) > 1:
-            other, its = fewer[case.without(0).name]
-            if its.release is None:
-                continue
-            less = moved(other.problem, other.batches[0].learning_rate, its.release)
-            change, runs = {name: change[name] - less[name] for name in change}, 2
+
+    def compare(where: str, change: Weights, noise: float, runs: int, slack: float) -> None:
+        nonlocal largest, compared
         compared += 1
         size = signal.norm(change)
-        where = f"{case.name} ({case.shown})"
-        if problem.noise_multiplier > 0:
+        if noise > 0:
             dims = sum(value.size for value in change.values())
-            noise = problem.noise_multiplier * float(np.sqrt(runs))
-            draft.planned.append(partial(_beyond, where, size, noise, dims, runs))
-            continue
+            draft.planned.append(partial(_beyond, where, size, noise * float(np.sqrt(runs)), dims, slack))
+            return
         largest = max(largest, size)
-        if not size <= 1 + INEXACT * runs:
+        if not size <= 1 + slack:
             draft.fail(where, "at most 1 C", f"{size:.3g} C")
             beyond.append(f"{where}: {size:.3g} C")
+
+    for case, job, outcome in alone:
+        problem, batch = job.problem, job.batches[0]
+        where = f"{case.name} ({case.shown})"
+        if outcome.release is None:
+            continue
+        whole = moved(problem, batch.learning_rate, outcome.release)
+        if len(batch) == 1:
+            compare(where, whole, problem.noise_multiplier, 1, INEXACT)
+            continue
+        for example in range(len(batch)):
+            its = fewer.get(case.without(example).name)
+            if its is None or its.release is None:
+                continue
+            less = moved(problem, batch.learning_rate, its.release)
+            change = {name: whole[name] - less[name] for name in whole}
+            compare(f"{where}, example {example}", change, problem.noise_multiplier, 2, INEXACT * 2)
+    for job, outcome in histories[1:]:
+        whole = histories[0][1].release
+        if whole is None or outcome.release is None:
+            continue
+        # The noise of both runs, in units of C at the step that differs.
+        step = next(i for i, b in enumerate(job.batches) if len(b) != len(histories[0][0].batches[i]))
+        unit = job.batches[step].learning_rate * job.problem.clip_norm / job.problem.expected_batch_size
+        change = {name: (whole[name].astype(np.float64) - outcome.release[name]) / unit for name in whole}
+        noise = job.problem.noise_multiplier * unit_of(job) / unit
+        examples = sum(map(len, job.batches))
+        compare(f"{job.name} ({examples} examples left)", change, noise, 2, INEXACT * 2 * examples)
     draft.numbers = {"beyond_the_bound": beyond, "largest_in_C": largest}
     if not compared:
         draft.open = "No small input came to an end (see B1)."
@@ -170,11 +221,11 @@ def _off(off: np.ndarray, noise: float, *, slack: float, false_alarm: float, nam
     return _result(name, found, threshold, off.size, false_alarm, seen, "a coordinate of the sum, in C", p_value)
 
 
-def _beyond(name: str, size: float, noise: float, dims: int, runs: int, false_alarm: float) -> TestResult:
+def _beyond(name: str, size: float, noise: float, dims: int, slack: float, false_alarm: float) -> TestResult:
     """Is the change longer than C and its known noise? The noise's length is chi distributed."""
-    threshold = 1 + INEXACT * runs + noise * float(stats.chi.isf(false_alarm, dims))
+    threshold = 1 + slack + noise * float(stats.chi.isf(false_alarm, dims))
     seen = threshold + noise * float(stats.norm.isf(FALSE_PASS))  # the noise along the change is one normal
-    p_value = float(stats.chi.sf(max(0.0, size - 1 - INEXACT * runs) / noise, dims))
+    p_value = float(stats.chi.sf(max(0.0, size - 1 - slack) / noise, dims))
     return _result(name, size, threshold, 1, false_alarm, seen, "length of the change, in C", p_value)
 
 

@@ -13,7 +13,8 @@ from samelaw.equivalence import laws
 from samelaw.equivalence.bench import signal
 from samelaw.equivalence.bench.claims import MARGIN, Draft
 from samelaw.equivalence.bench.conduct import Outcome, Weights
-from samelaw.equivalence.bench.problems import Job, rows_read
+from samelaw.equivalence.bench.parts import coarse, worst_part
+from samelaw.equivalence.bench.problems import Job, rows_read, rows_read_running
 
 CLOSE = 1e-3
 """Two rows of noise are the same if they agree to this many std in every coordinate: far above float32 rounding of
@@ -66,13 +67,15 @@ def finished(ran: Iterable[Ran]) -> list[tuple[Job, Weights]]:
     return [(job, outcome.release) for job, outcome in ran if outcome.release is not None]
 
 
-def noise_claims(abilities: Abilities, long: Sequence[Ran], single: Sequence[Ran], empty: Sequence[Ran]) -> list[Draft]:
-    """Drafts of B4 to B8 and B10, from repeated runs of three kinds."""
+def noise_claims(
+    abilities: Abilities, long: Sequence[Ran], single: Sequence[Ran], empty: Sequence[Ran], after: Sequence[Ran]
+) -> list[Draft]:
+    """Drafts of B4 to B8 and B10, from repeated runs of four kinds."""
     return [
         _rows("B4", long, single, touched=True),
         _rows("B5", long, single, touched=False),
         _dense(abilities, long, single),
-        _empty(abilities, empty),
+        _empty(abilities, empty, after),
         _apart(long),
         _iterates(abilities, long),
     ]
@@ -96,7 +99,22 @@ def _rows(claim: str, long: Sequence[Ran], single: Sequence[Ran], *, touched: bo
             for name in found[0].tables:
                 of_table = np.concatenate([r.tables[name][r.read[name] == touched] for r in found]).ravel()
                 draft.plan(laws.scale, of_table, margin=MARGIN, name=f"scale, {where}, table {name}")
+                _parts(draft, [r.tables[name][r.read[name] == touched] for r in found], f"{where}, table {name}")
+            if touched:
+                running = [
+                    r.tables[n][rows_read_running(j, n)]
+                    for (j, _), r in zip(done, found, strict=True)
+                    for n in r.tables
+                ]
+                draft.plan(
+                    laws.scale,
+                    np.concatenate(running).ravel(),
+                    margin=MARGIN,
+                    name=f"scale, {what}, rows read in two steps running",
+                )
             draft.numbers["quantiles"] = {"touched rows" if touched else "idle rows": _quantiles(z)}
+        elif not touched:
+            draft.plan(coarse, z, name=f"repeated values, {where}")
         for job, release in done:
             _unchanged(draft, job, job.problem.tables, release, touched)
     draft.found = f"The noise of {kind} is as declared."
@@ -119,8 +137,8 @@ def _dense(abilities: Abilities, long: Sequence[Ran], single: Sequence[Ran]) -> 
     return draft
 
 
-def _empty(abilities: Abilities, empty: Sequence[Ran]) -> Draft:
-    draft = Draft("B7", _runs(empty))
+def _empty(abilities: Abilities, empty: Sequence[Ran], after: Sequence[Ran]) -> Draft:
+    draft = Draft("B7", _runs(empty, after))
     if not abilities.empty_batches:
         draft.open = (
             "The trainer does not declare empty batches: nothing is said about them. Poisson sampling draws one sooner "
@@ -139,6 +157,14 @@ def _empty(abilities: Abilities, empty: Sequence[Ran]) -> Draft:
     if abilities.dense:
         dense = np.concatenate([value for r in found for value in r.dense.values()])
         draft.plan(laws.scale, dense, margin=MARGIN, name="scale, dense")
+    later = [residual(*one) for one in finished(after)]
+    for touched, kind in ((True, "rows read before"), (False, "rows not read before")):
+        if later:
+            z = np.concatenate([r.rows(touched=touched) for r in later]).ravel()
+            draft.plan(laws.scale, z, margin=MARGIN, name=f"scale, after a full batch, {kind}")
+    if later and abilities.dense:
+        dense = np.concatenate([value for r in later for value in r.dense.values()])
+        draft.plan(laws.scale, dense, margin=MARGIN, name="scale, after a full batch, dense")
     for job, release in done:
         _unchanged(draft, job, job.problem.tables, release, False)
     draft.found = "Empty batches add their noise everywhere."
@@ -249,6 +275,14 @@ def _law(draft: Draft, z: np.ndarray, where: str) -> None:
     for beyond in (2.0, 3.0, 4.0):
         draft.plan(laws.tail_count, z, beyond, name=f"share beyond {beyond:g} std, {where}")
     draft.plan(laws.largest, z, name=f"largest, {where}")
+
+
+def _parts(draft: Draft, runs: Sequence[np.ndarray], where: str) -> None:
+    """Each row and each column by itself, over all runs: (rows, dim) of every run."""
+    z = np.stack(runs)
+    rows, columns = z.transpose(1, 0, 2).reshape(z.shape[1], -1), z.reshape(-1, z.shape[2]).T
+    draft.plan(worst_part, rows, part="row", name=f"the worst row, {where}")
+    draft.plan(worst_part, columns, part="column", name=f"the worst column, {where}")
 
 
 def _unchanged(

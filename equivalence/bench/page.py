@@ -41,6 +41,7 @@ def bench_page(record: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
         + _headline(evidence)
         + claims_section(evidence)
         + _failures(evidence)
+        + _tolerances(record)
         + _plot(evidence)
         + f"<h2>What the trainer declares</h2>{definition_list(record['abilities'])}"
         + f"<h2>How it was asked</h2>{definition_list(record['options'])}"
@@ -56,7 +57,11 @@ def headline(evidence: Sequence[Evidence]) -> tuple[str, str]:
     refuted = [e.claim for e in evidence if e.verdict is Verdict.REFUTED]
     open_ = [e.claim for e in evidence if e.verdict is Verdict.NOT_ASSESSED]
     held = len(evidence) - len(refuted) - len(open_)
-    if refuted:
+    if refuted == ["B1"] and not held:
+        first = "Nothing could be judged: the trainer did not come to an end on its inputs (claim B1)."
+    elif refuted == ["B1"]:
+        first = "This trainer fails on inputs that it declares (claim B1)."
+    elif refuted:
         fail = f"claim {refuted[0]} fails" if len(refuted) == 1 else f"claims {', '.join(refuted)} fail"
         first = f"This trainer is not DP-SGD as it declares it: {fail}."
     elif not held:
@@ -82,6 +87,14 @@ def _failures(evidence: Sequence[Evidence]) -> str:
         for line in e.numbers.get(key, ())
     ]
     return f"<h2>Inputs that show it</h2><ul>{''.join(shown)}</ul>" if shown else ""
+
+
+def _tolerances(record: Mapping[str, Any]) -> str:
+    """What a gap that would have passed could cost."""
+    if not record.get("tolerances"):
+        return ""
+    items = "".join(f"<li>{escape(one['sentence'])}</li>" for one in record["tolerances"])
+    return f"<h2>What the tolerance could cost</h2><ul>{items}</ul>"
 
 
 def _plot(evidence: Sequence[Evidence]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,6 +22,9 @@ _SMALL_DENSE = 8
 _LAW_RATES = (0.5, 1.0, 1.0, 0.25, 0.75, 1.0, 0.5, 1.0)
 _LAW_EXAMPLES = (14, 9, 20, 13, 7, 16, 11, 15)  # never the expected 12
 _LAW_BATCH_SIZE = 12.0
+_HISTORY_EXAMPLES = (14, 3, 20, 0, 7, 2)  # 0: an empty batch, where the trainer takes one
+HISTORY_DROPS = (0, 2, 5)  # steps whose last example a neighbour lacks: the first, a large one, the last
+AFTER_READS = (14,) + (0,) * (EMPTY_STEPS - 1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,7 +70,7 @@ class Small:
     expected: float = 4.0
 
     def without(self, example: int) -> Small:
-        """The neighbour that lacks one example."""
+        """The neighbour that lacks one example, of two or more."""
         kept = self.examples[:example] + self.examples[example + 1 :]
         return replace(self, examples=kept, name=f"{self.name}, without example {example}")
 
@@ -118,10 +122,37 @@ def law_job(abilities: Abilities, seed: int, *, steps: int = LAW_STEPS, name: st
     return Job(name, problem, batches, seed, iterates=abilities.iterates and steps > 1)
 
 
-def empty_job(abilities: Abilities, seed: int) -> Job:
-    """A run of empty batches: nothing but noise."""
-    problem, batches = _law_run(abilities, (0,) * EMPTY_STEPS)
-    return Job(f"{EMPTY_STEPS} empty batches", problem, batches, seed)
+def history_job(abilities: Abilities, seed: int, *, drop: int | None = None) -> Job:
+    """Several steps without noise (or with little): a wrong sum that needs a step before it to show.
+
+    Args:
+        drop: the neighbour that lacks the last example of this step.
+    """
+    examples = tuple(n if n or abilities.empty_batches else 9 for n in _HISTORY_EXAMPLES)
+    problem, batches = _law_run(abilities, examples)
+    problem = replace(problem, noise_multiplier=0.0 if abilities.noise_off else QUIET)
+    name = f"{len(examples)} steps"
+    if drop is not None:
+        batches = (*batches[:drop], _without_last(batches[drop]), *batches[drop + 1 :])
+        name += f", without the last example of step {drop}"
+    return Job(name, problem, batches, seed)
+
+
+def _without_last(batch: BenchBatch) -> BenchBatch:
+    reads: dict[str, Reads] = {}
+    for name, r in batch.reads.items():
+        kept = int(r.offsets[-2])
+        weights = None if r.weights is None else r.weights[:kept]
+        reads[name] = Reads(r.ids[:kept], r.offsets[:-1], r.readout[:-1], weights)
+    dense = {name: value[:-1] for name, value in batch.dense.items()}
+    return replace(batch, reads=reads, dense=dense, examples=len(batch) - 1)
+
+
+def empty_job(abilities: Abilities, seed: int, *, after_reads: bool = False) -> Job:
+    """A run of empty batches, nothing but noise; or of empty batches after one with examples."""
+    problem, batches = _law_run(abilities, AFTER_READS if after_reads else (0,) * EMPTY_STEPS)
+    name = f"{EMPTY_STEPS - 1} empty batches after a full one" if after_reads else f"{EMPTY_STEPS} empty batches"
+    return Job(name, problem, batches, seed)
 
 
 @cache
@@ -130,7 +161,10 @@ def _law_run(abilities: Abilities, examples: tuple[int, ...]) -> tuple[BenchProb
     rng = np.random.default_rng(1)
     problem = _law_problem(rng, abilities, len(examples))
     rates = problem.learning_rates
-    return problem, tuple(_law_batch(rng, problem, abilities, n, rate) for n, rate in zip(examples, rates, strict=True))
+    batches: list[BenchBatch] = []
+    for n, rate in zip(examples, rates, strict=True):
+        batches.append(_law_batch(rng, problem, abilities, n, rate, batches[-1] if batches else None))
+    return problem, tuple(batches)
 
 
 def rows_read(job: Job, table: str) -> np.ndarray:
@@ -138,6 +172,14 @@ def rows_read(job: Job, table: str) -> np.ndarray:
     mask = np.zeros(len(job.problem.tables[table]), dtype=bool)
     for batch in job.batches:
         mask[batch.reads[table].ids] = True
+    return mask
+
+
+def rows_read_running(job: Job, table: str) -> np.ndarray:
+    """Mask of the rows of a table that two batches one after the other read."""
+    mask = np.zeros(len(job.problem.tables[table]), dtype=bool)
+    for one, other in pairwise(job.batches):
+        mask[np.intersect1d(one.reads[table].ids, other.reads[table].ids)] = True
     return mask
 
 
@@ -162,13 +204,21 @@ def _law_problem(rng: np.random.Generator, abilities: Abilities, steps: int) -> 
 
 
 def _law_batch(
-    rng: np.random.Generator, problem: BenchProblem, abilities: Abilities, examples: int, rate: float
+    rng: np.random.Generator,
+    problem: BenchProblem,
+    abilities: Abilities,
+    examples: int,
+    rate: float,
+    before: BenchBatch | None,
 ) -> BenchBatch:
     reads: dict[str, Reads] = {}
     for name, table in problem.tables.items():
         readable = np.flatnonzero(np.arange(len(table)) * 7 % 13 < 6)  # scattered, a little less than half
         lengths = rng.integers(1, 5, examples) if abilities.bags else np.ones(examples, dtype=np.int64)
         bags = [rng.choice(readable, size=int(n), replace=False) for n in lengths]
+        again = np.empty(0, dtype=np.int64) if before is None else np.unique(before.reads[name].ids)
+        for bag, row in zip(bags[::2], rng.permutation(again), strict=False):  # read in two steps running
+            bag[0] = bag[0] if row in bag else row
         ids = np.concatenate(bags) if bags else np.empty(0, dtype=np.int64)
         # Gradient norms from a third of C to three C: some examples are clipped and some are not.
         readout = (0.25 * CLIP_NORM * rng.uniform(0.2, 2.0) * rng.standard_normal((examples, DIM))).astype(np.float32)
