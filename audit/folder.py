@@ -15,12 +15,13 @@ from typing import Any
 from samelaw.audit.tensors import TensorFile
 from samelaw.contract.errors import LedgerError, SchemaError, UntrustedFileError
 from samelaw.contract.ledger import Entry, Spent, spent, verify_lines
-from samelaw.contract.untrusted import LARGEST_JSON, BoundedFile, strict_json, whole_lines
-from samelaw.equivalence.schemas import check_ledger_lines, check_manifest
+from samelaw.contract.untrusted import BoundedFile, strict_json, whole_lines
+from samelaw.equivalence.schemas import check_ledger_entry, check_manifest
 
 MANIFEST, LEDGER, WEIGHTS = "manifest.json", "ledger.jsonl", "weights.safetensors"
 INITIAL, EVIDENCE, PROOFS, REPORT = "initial_weights.safetensors", "evidence.json", "proofs.json", "report.html"
 KNOWN = (MANIFEST, LEDGER, WEIGHTS, INITIAL, EVIDENCE, PROOFS, REPORT)
+LARGEST_MANIFEST = 1 << 20
 LARGEST_LEDGER = 256 << 20
 LONGEST_LINE = 1 << 20
 LARGEST_WEIGHTS = 64 << 30
@@ -114,7 +115,7 @@ def _read(path: Path, folder: int, files: list[BoundedFile], largest_weights: in
     for name in (MANIFEST, LEDGER, WEIGHTS):
         if name not in present:
             raise UntrustedFileError(f"{path} holds no {name}: it is no run folder, or its run never ended")
-    limits = {MANIFEST: LARGEST_JSON, LEDGER: LARGEST_LEDGER, WEIGHTS: largest_weights, INITIAL: largest_weights}
+    limits = {MANIFEST: LARGEST_MANIFEST, LEDGER: LARGEST_LEDGER, WEIGHTS: largest_weights, INITIAL: largest_weights}
     held = {name: opened(name, limits.get(name, LARGEST_LEDGER)) for name in KNOWN if name in present}
     manifest = strict_json(held[MANIFEST].read(0, held[MANIFEST].size), where=MANIFEST)
     if type(manifest) is not dict:
@@ -158,12 +159,13 @@ def _ledger(file: BoundedFile) -> tuple[list[Entry], Spent | None, str | None]:
     """The ledger's entries and what they add up to, or why they do not."""
     data = file.read(0, file.size)
     lines = list(whole_lines(data, where=file.name, longest=LONGEST_LINE))
-    for number, line in enumerate(lines, start=1):
-        strict_json(line, where=f"{file.name}, line {number}")
-    text = [line.decode("utf-8") for line in lines]
     try:
+        for number, line in enumerate(lines, start=1):
+            # Before any line is kept as objects: what fits no schema may take far more memory than its text.
+            place = f"{file.name}, line {number}"
+            check_ledger_entry(strict_json(line, where=place), place)
+        text = [line.decode("utf-8") for line in lines]
         entries = list(verify_lines("\n".join(text), where=file.name))
-        check_ledger_lines(text)
         return entries, spent(entries), None
     except (LedgerError, SchemaError) as cause:
         return [], None, str(cause)

@@ -8,19 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from samelaw.audit.findings import Finding, Verdict, finding, not_assessed
 from samelaw.audit.folder import EVIDENCE, INITIAL, LEDGER, PROOFS, WEIGHTS, RunFolder
 from samelaw.audit.law import check_arithmetic, check_law, spec_of
-from samelaw.audit.tensors import TensorFile
-from samelaw.contract.errors import InputError
+from samelaw.contract.errors import AddressError, InputError
 from samelaw.contract.ledger import Spent
+from samelaw.contract.noise import check_address
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import PrivacySpec
 
 GUESSABLE_SEEDS = 1 << 16
-_ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,8 @@ def _digests(folder: RunFolder) -> Finding:
     problems = [
         f"{name} is in the folder and not bound by the manifest." for name in sorted(set(folder.digests) - set(named))
     ]
-    problems += ["The manifest binds a file that is not there." for name in sorted(named) if name not in folder.digests]
+    if set(named) - set(folder.digests):
+        problems.append("The manifest binds a file that is not there.")
     problems += [
         f"{name} is not the file that the manifest was made for: its digest differs."
         for name in sorted(set(folder.digests) & set(named))
@@ -169,12 +167,14 @@ def _weights(folder: RunFolder, account: Spent) -> Finding:
     shapes |= {name: tuple(size) for name, size in account.opened["dense"].items()}
     padding = [(size[0], size[2]) for size in account.opened["tables"].values() if size[2] is not None]
     problems = ["A padding row lies outside of its table."] if any(not 0 <= row < n for n, row in padding) else []
+    if not _addressable(account.opened):
+        problems.append("No noise address reaches every weight of the model that the ledger opened with.")
     for file, what in ((folder.weights, WEIGHTS), (folder.initial, INITIAL)):
         if file is None:
             continue
         if {name: tensor.shape for name, tensor in file.tensors.items()} != shapes:
             problems.append(f"{what} does not hold the tables and parameters that the ledger opened with.")
-        if not _finite(file):
+        elif not file.finite():
             problems.append(f"{what} holds values that are not finite.")
     released = [entry for entry in folder.entries if entry.event == "release"]
     expected = {"step": str(released[-1].data["step"]), "ledger_head": released[-1].hash} if released else {}
@@ -185,15 +185,15 @@ def _weights(folder: RunFolder, account: Spent) -> Finding:
     return _result("I6", problems, "Names, shapes, step and ledger entry agree, and every value is finite.")
 
 
-def _finite(file: TensorFile) -> bool:
-    for name, tensor in file.tensors.items():
-        if len(tensor.shape) != 2:
-            if not np.isfinite(file.whole(name)).all():
-                return False
-            continue
-        for start in range(0, tensor.shape[0], _ROWS_AT_ONCE):
-            if not np.isfinite(file.rows(name, start, min(start + _ROWS_AT_ONCE, tensor.shape[0]))).all():
-                return False
+def _addressable(opened: Mapping[str, Any]) -> bool:
+    """Whether a trainer could have drawn noise for this model; it also bounds the width of a row that is read."""
+    try:
+        for number, (rows, dim, _) in enumerate(opened["tables"].values()):
+            check_address(table=number, largest_row=rows - 1, largest_step=0, dim=dim)
+        for number, shape in enumerate(opened["dense"].values()):
+            check_address(table=number, largest_row=0, largest_step=0, dim=max(1, math.prod(shape)))
+    except AddressError:
+        return False
     return True
 
 

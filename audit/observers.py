@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy import special
 
 from samelaw.audit.findings import Finding, Verdict, finding, not_assessed
 from samelaw.audit.folder import RunFolder
@@ -12,6 +13,7 @@ from samelaw.audit.replay import most_wrong
 from samelaw.contract.noise import NoiseStream
 from samelaw.contract.spec import PrivacySpec
 from samelaw.contract.transcript import RecordedStep, TranscriptReader
+from samelaw.equivalence.laws import FALSE_ALARM
 from samelaw.reference.sampling import poisson_sample
 
 
@@ -71,10 +73,22 @@ class Sampling:
         assert folder.account is not None
         self._account, self._spec, self._stream = folder.account, spec, stream
         self._total = len(folder.account.steps)
-        self._few = max(1, min(self._total, int(budget / max(1, folder.opened["examples"]))))
+        self._affordable = int(budget / folder.opened["examples"])
+        self._few = max(1, min(self._total, self._affordable))
         self._chosen = sorted(rng.choice(self._total, self._few, replace=False).tolist()) if self._total else []
 
     def finding(self, confidence: float) -> Finding:
+        examples, rate = self._account.opened["examples"], self._spec.sampling_rate
+        sizes = np.array([step["examples"] for step in self._account.steps], dtype=np.float64)
+        # Chernoff: P(a batch at least this far from its mean) <= exp(-examples * divergence), on either side.
+        unlikely = examples * _divergence(sizes / examples, rate) > math.log(max(1, self._total) / FALSE_ALARM)
+        if unlikely.any():
+            said = "A batch has a size that the sampler at the law's rate cannot be expected to draw."
+            return finding("R2", Verdict.REFUTED, said, private={"steps": np.flatnonzero(unlikely)[:20].tolist()})
+        if not self._affordable:
+            return not_assessed(
+                "R2", "There are more examples than the sampler can be executed again for.", required=True
+            )
         wrong = [
             step
             for step in self._chosen
@@ -95,6 +109,11 @@ class Sampling:
             detectable=f"more than {most_wrong(self._total, self._few, confidence)} wrong steps, "
             f"at confidence {confidence:g}",
         )
+
+
+def _divergence(seen: np.ndarray, rate: float) -> np.ndarray:
+    """Relative entropy of two coins, in nats; infinite where the second never shows what the first does."""
+    return special.rel_entr(seen, rate) + special.rel_entr(1 - seen, 1 - rate)
 
 
 class Norms:

@@ -48,6 +48,8 @@ def public_record(audit: Audit) -> dict[str, Any]:
             "epsilon": None if statement is None else statement.upper,
             "epsilon_interval": None if statement is None else [statement.lower, statement.estimate, statement.upper],
             "delta": None if statement is None else statement.delta,
+            "generator_delta": None if statement is None else statement.generator_delta,
+            "generator": "" if statement is None else statement.generator,
             "promised_epsilon": _number(audit.manifest, "statement", "upper"),
             "assumptions": [] if statement is None else list(statement.assumptions),
             "not_included": [] if statement is None else list(statement.not_included),

@@ -71,6 +71,8 @@ def _headline(record: Mapping[str, Any]) -> str:
             f"By its ledger the run costs epsilon {rounded_up(guarantee['epsilon'])} at delta "
             f"{rounded_up(guarantee['delta'])}, for {guarantee['unit']}."
         )
+        if guarantee["generator_delta"]:
+            cost += f" The cut tail of the noise may add {rounded_up(guarantee['generator_delta'], 2)} to delta."
     return (
         "<h1>samelaw audit</h1>\n"
         f'<p class="byline">Version {escape(record["auditor"]["version"])}; the reviewer had the run folder'

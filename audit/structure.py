@@ -18,7 +18,7 @@ from samelaw.equivalence import laws
 NEAR = 1e-4
 SMALL_BALL = 1e-3
 RESOLUTION = 32
-_ROWS_AT_ONCE = 1 << 16
+_WEIGHTS_AT_ONCE = 1 << 22
 _MOST_COMPARED = 1 << 24
 _LACKING = (
     "The folder holds no initial weights, so the change of a row cannot be told. Train without --no-initial-weights."
@@ -73,9 +73,10 @@ def _pairs(folder: RunFolder) -> Iterator[tuple[str, int, Float32[np.ndarray, "_
     """(table, first row, initial, released), a bounded number of rows at a time, the padding row left out."""
     assert folder.initial is not None
     for name in folder.table_names():
-        rows, _, padding = folder.opened["tables"][name]
-        for start in range(0, rows, _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, rows)
+        rows, dim, padding = folder.opened["tables"][name]
+        at_once = max(1, _WEIGHTS_AT_ONCE // dim)
+        for start in range(0, rows, at_once):
+            stop = min(start + at_once, rows)
             kept = np.arange(start, stop) != (-1 if padding is None else padding)
             before, after = (f.rows(f"{name}.weight", start, stop)[kept] for f in (folder.initial, folder.weights))
             yield name, start, before, after

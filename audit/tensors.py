@@ -19,6 +19,7 @@ from samelaw.contract.untrusted import BoundedFile, strict_json
 LARGEST_HEADER = 32 << 20
 LONGEST_NAME = 1024
 _LENGTH = struct.Struct("<Q")
+_PIECE = 1 << 22
 _RUN = 1 << 14  # rows read at once when they lie together
 
 
@@ -71,6 +72,14 @@ class TensorFile:
         data = self.file.read(self._data + tensor.start + 4 * dim * start, 4 * dim * (stop - start))
         return np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(-1, dim)
 
+    def finite(self) -> bool:
+        """Whether every value of every array is; a bounded number of bytes is held at a time, whatever the shapes."""
+        end = self.file.size
+        return all(
+            np.isfinite(np.frombuffer(self.file.read(start, min(_PIECE, end - start)), dtype="<f4")).all()
+            for start in range(self._data, end, _PIECE)
+        )
+
     def take(self, name: str, rows: Int64[np.ndarray, "n"]) -> Float32[np.ndarray, "n dim"]:
         """Some rows of a matrix, given ascending."""
         _, dim = self.tensors[name].shape
@@ -106,6 +115,8 @@ def _tensor(name: str, entry: Any, where: str) -> Tensor:
     size = 4
     for n in shape:
         size *= n
+    if size == 0:
+        raise UntrustedFileError(f"{place} is empty; a shape of zeros may claim any number of rows")
     if offsets[1] - offsets[0] != size:
         raise UntrustedFileError(f"{place} needs {size} bytes and names {offsets[1] - offsets[0]}")
     return Tensor(tuple(shape), offsets[0], offsets[1])

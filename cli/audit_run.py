@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import textwrap
 from pathlib import Path
@@ -35,12 +36,12 @@ def run_audit(options: argparse.Namespace) -> int:
             confidence=options.confidence,
             other=options.other,
             sample_rows=options.sample_rows,
-            largest_weights=int(options.largest_weights * 2**30),
+            largest_weights=_bytes(options.largest_weights),
         )
         found = audit(options.run, request)
         record = public_record(found)
         _write(options, found, record)
-    except (SamelawError, OSError, OverflowError) as error:
+    except (SamelawError, OSError) as error:
         print(f"samelaw audit: {error}", file=sys.stderr)
         print("samelaw audit: nothing was concluded", file=sys.stderr)
         return BAD_INPUT
@@ -75,12 +76,22 @@ def _key(path: Path) -> NoiseKey:
         raise NoiseKeyError(f"--key {path} must hold 64 hexadecimal digits, as `samelaw train` writes them") from cause
 
 
+def _bytes(gib: float) -> int:
+    if not 0 < gib < math.inf:
+        raise InputError(f"--largest-weights must be a finite number of GiB > 0, got {gib}")
+    return int(gib * 2**30)
+
+
 def _check_outputs(options: argparse.Namespace) -> None:
     """Nothing is written into the folder that is judged."""
     for name, path in (("--out", options.out), ("--junit", options.junit)):
         if path is None:
             continue
-        if path.resolve().is_relative_to(options.run.resolve()):
+        try:
+            inside = path.resolve().is_relative_to(options.run.resolve())
+        except RuntimeError as cause:  # a link that leads to itself, up to Python 3.12
+            raise InputError(f"{name} {path} or {options.run} cannot be followed: {cause}") from cause
+        if inside:
             raise InputError(f"{name} {path} lies in the run folder, which an audit leaves as it is; write elsewhere")
         if not path.absolute().parent.is_dir():
             raise InputError(f"{name} {path}: there is no folder {path.parent}")

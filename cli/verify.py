@@ -191,6 +191,8 @@ def finish(
     suite.evidence.append(claims.accounted(statement.to_json(), account, published.spec, scope=published.name))
     evidence, tolerances = with_tolerances(budget.conclude(suite.evidence), statement, scope=published.name)
     holds = claims.suite_holds(evidence)
+    initial = published.lazy
+    runfolder.write_initial(folder / runfolder.INITIAL_WEIGHTS, initial.initial_tables, initial.initial_dense)
     runfolder.write_weights(folder / "weights.safetensors", published.release)
     runfolder.write_json(folder / "evidence.json", evidence_record(evidence), private=True)
     proofs = proof_status(source_digests(source for theorem in theorems() for source in theorem.sources))

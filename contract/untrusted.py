@@ -19,11 +19,10 @@ from typing import Any, NoReturn
 
 from samelaw.contract.errors import UntrustedFileError
 
-LARGEST_JSON = 16 << 20
 DEEPEST_JSON = 32
 LARGEST_INTEGER = 1 << 63
 _CHUNK = 1 << 20
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)  # never fails at a quote, so a hostile text takes linear time
 _NO_BRACKET = re.compile(rb"[^\[\]{}]+")
 
 
@@ -57,7 +56,7 @@ class BoundedFile:
             os.close(self._handle)
             raise UntrustedFileError(problem)
         self.size = found.st_size
-        self._seen = (found.st_size, found.st_mtime_ns, found.st_ino)
+        self._seen = _state(found)
 
     def read(self, start: int, count: int) -> bytes:
         """Exactly `count` bytes from `start`.
@@ -85,8 +84,7 @@ class BoundedFile:
 
     def check_unchanged(self) -> None:
         """Raise UntrustedFileError if the file was written to since it was opened."""
-        now = os.fstat(self._handle)
-        if (now.st_size, now.st_mtime_ns, now.st_ino) != self._seen:
+        if _state(os.fstat(self._handle)) != self._seen:
             raise UntrustedFileError(f"{self.name} changed while it was read; give a folder that nobody writes to")
 
     def close(self) -> None:
@@ -99,6 +97,11 @@ class BoundedFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.close()
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to; nobody can set the time of change (ctime) back, as they can mtime."""
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def strict_json(data: bytes, *, where: str, deepest: int = DEEPEST_JSON) -> Any:

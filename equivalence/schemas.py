@@ -61,6 +61,11 @@ def check_ledger_lines(lines: Iterable[str]) -> None:
         _check("ledger", record, f"ledger.jsonl, line {number}")
 
 
+def check_ledger_entry(record: Any, where: str) -> None:
+    """Raises SchemaError unless `record` has the shape of a ledger entry."""
+    _check("ledger", record, where)
+
+
 @cache
 def schema(name: str) -> dict[str, Any]:
     """One of SCHEMAS, as it ships with samelaw.contract."""

@@ -29,7 +29,7 @@ from samelaw.workloads.base import Dataset, Workload, one_each
 STEPS, EXAMPLES = 6, 400
 KEY = NoiseKey.from_bytes(hashlib.sha256(b"the key of the audit's tests").digest(), origin="os")
 OTHER_KEY = NoiseKey.from_bytes(hashlib.sha256(b"the key of another run").digest(), origin="os")
-_state = cache(statement.state)
+_state = cache(statement.state_plan)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def make_run(
 @contextmanager
 def fast_pricing() -> Iterator[None]:
     """The accountants are asked once for each mechanism, and few seeds are tried."""
-    with mock.patch.object(statement, "state", _state), mock.patch.object(integrity, "GUESSABLE_SEEDS", 64):
+    with mock.patch.object(statement, "state_plan", _state), mock.patch.object(integrity, "GUESSABLE_SEEDS", 64):
         yield
 
 
@@ -179,6 +179,56 @@ def rewrite_weights(
     told = {"ledger_head": head, "step": None if step is None else str(step)}
     save_file(tensors, path, metadata={**metadata, **{key: value for key, value in told.items() if value is not None}})
     rebind(run)
+
+
+def rewrite_transcript(
+    run: Run, edit: Callable[[dict[str, Any], bytes], bytes | None] = lambda header, payload: None
+) -> None:
+    """Edit frames, make them name the ledger's entries as they are now, chain them anew, and bind the last one.
+
+    `edit` may change the header where it lies, and returns another payload, or None to leave it.
+    """
+    data, place, prev, out, frames = run.transcript.read_bytes(), 0, GENESIS, b"", 0
+    entries = run.entries
+    charged = [entry for entry in entries if entry["event"] == "step"]
+    while place < len(data):
+        header, payload = (int.from_bytes(data[place + a : place + b], "little") for a, b in ((0, 4), (4, 12)))
+        record = json.loads(data[place + 12 : place + 12 + header])
+        body = data[place + 12 + header : place + 12 + header + payload]
+        if record["kind"] == "open":
+            record["opened"] = entries[0]["data"]
+        elif record["kind"] == "step":
+            entry = charged[record["step"]]
+            record.update(entry=entry["hash"], examples=entry["data"]["examples"])
+        else:
+            record["release"] = entries[-1]["hash"]
+        changed = edit(record, body)
+        body = body if changed is None else changed
+        text = json.dumps({**record, "prev": prev}, sort_keys=True, separators=(",", ":")).encode()
+        frame = len(text).to_bytes(4, "little") + len(body).to_bytes(8, "little") + text + body
+        prev, out, place, frames = (
+            hashlib.sha256(frame).hexdigest(),
+            out + frame,
+            place + 12 + header + payload,
+            frames + 1,
+        )
+    run.transcript.write_bytes(out)
+    edit_manifest(run, lambda m: m.update(transcript={"head": prev, "frames": frames}))
+
+
+def relaw(
+    run: Run,
+    edit: Callable[[dict[str, Any]], Any],
+    others: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda event, data: data,
+) -> None:
+    """Change what the ledger opens with, and other entries with it; law and digest agree everywhere."""
+    told = events(run)
+    opened = json.loads(json.dumps(told[0][1]))
+    edit(opened)
+    text = json.dumps(opened["law"], sort_keys=True, separators=(",", ":"))
+    opened["law_digest"] = hashlib.sha256(text.encode()).hexdigest()
+    rewrite_ledger(run, [("open", opened), *((event, others(event, data)) for event, data in told[1:])])
+    edit_manifest(run, lambda m: m.update(law=opened["law"], law_digest=opened["law_digest"]))
 
 
 def raw_tensors(header: dict[str, Any] | bytes, data: bytes = b"") -> bytes:

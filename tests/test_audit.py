@@ -220,6 +220,7 @@ def test_the_record_matches_its_schema_and_the_page_asks_nobody_for_anything(goo
     runs.audit(run, "--out", tmp_path / "a.html", "--junit", tmp_path / "a.xml", replay=True)
     record = json.loads((tmp_path / "a.record.json").read_text())
     check_record(record)
+    assert 0 < record["guarantee"]["generator_delta"] < 1e-6
     html = (tmp_path / "a.html").read_text()
     assert "default-src 'none'" in html
     assert "<script" not in html
@@ -294,6 +295,8 @@ def test_the_audit_imports_neither_torch_nor_numba(good, tmp_path):
         ["audit", "run", "--attack", "zipf"],
         ["audit", "run", "--replay", "some"],
         ["audit", "no-such-folder"],
+        ["audit", "/dev/null", "--largest-weights", "nan"],
+        ["audit", "/dev/null", "--largest-weights", "-1"],
         ["audit", "/dev/null"],
     ],
 )

@@ -173,3 +173,25 @@ def test_rows_of_a_transcript_ascend(tmp_path, rows):
     writer.close("release")
     with TranscriptReader(tmp_path / "t") as reader, pytest.raises(UntrustedFileError, match="ascending"):
         list(reader.steps())
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("ending", [b"", b'"x', b"\\"])
+def test_a_text_of_quotes_that_never_end_takes_time_in_proportion_to_its_length(ending):
+    with pytest.raises(UntrustedFileError):
+        strict_json(b'"' + b'\\"' * 500_000 + b"[" + ending, where="x")
+
+
+def test_brackets_inside_strings_are_not_nesting():
+    assert strict_json(b'["' + b"[" * 100 + b'\\"' + b"{" * 100 + b'"]', where="x") == ["[" * 100 + '"' + "{" * 100]
+
+
+def test_a_file_whose_time_of_writing_was_set_back_is_seen_to_have_changed(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    times = path.stat()
+    with BoundedFile(path, most_bytes=10) as file:
+        path.write_bytes(b"two")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(UntrustedFileError, match="changed while it was read"):
+            file.check_unchanged()

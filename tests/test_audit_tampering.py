@@ -25,7 +25,10 @@ import audit_runs as runs
 from audit_runs import Run
 from safetensors.numpy import load_file
 
+from samelaw.contract.ledger import GENESIS, Entry
 from samelaw.contract.noise import NoiseKey
+from samelaw.contract.schedule import Schedule
+from samelaw.contract.spec import PrivacySpec
 
 REFUTED, BAD_INPUT = 1, 3
 Tamper = Callable[[Run], Any]
@@ -460,6 +463,85 @@ def no_weights(run: Run) -> None:
     file(run, "weights.safetensors").unlink()
 
 
+# Numbers, names and sizes that a careless reader trips over.
+
+
+@case()
+def an_empty_tensor_of_a_million_million_rows(run: Run) -> None:
+    _raw(run, {"a": {"dtype": "F32", "shape": [10**12, 0], "data_offsets": [0, 0]}})
+
+
+@case()
+def a_tensor_of_float64(run: Run) -> None:
+    _raw(run, {"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]}}, b"\0" * 8)
+
+
+@case()
+def a_manifest_of_one_string_that_never_ends(run: Run) -> None:
+    file(run, "manifest.json").write_bytes(b'"' + b'\\"' * 400_000)
+
+
+@case()
+def a_manifest_that_binds_a_hundred_thousand_files(run: Run) -> None:
+    runs.edit_manifest(run, lambda m: m.update(files={str(i): i for i in range(10**5)}))
+
+
+@case("I2", "I4")
+def a_manifest_that_binds_three_thousand_files(run: Run) -> None:
+    runs.edit_manifest(run, lambda m: m.update(files={str(i): i for i in range(3000)}))
+
+
+@case()
+def infinity_in_the_manifest(run: Run) -> None:
+    runs.edit_manifest(run, lambda m: m["statement"].update(upper=float("inf")))
+
+
+@case()
+def two_to_the_63_in_the_manifest(run: Run) -> None:
+    runs.edit_manifest(run, lambda m: m["ledger"].update(entries=2**63))
+
+
+@edited("I2")
+def a_manifest_of_a_later_schema(manifest: dict[str, Any]) -> None:
+    manifest["schema"] = "samelaw.manifest/2"
+
+
+@case("I3", "I4")
+def a_ledger_of_a_later_schema(run: Run) -> None:
+    runs.write_lines(run, [line.replace("samelaw.ledger/1", "samelaw.ledger/2") for line in runs.lines(run)])
+
+
+@case("I3", "I4")
+def a_ledger_whose_lines_are_objects_without_end(run: Run) -> None:
+    runs.write_lines(run, [Entry.make(0, GENESIS, "spend", {"x": [[]] * 100_000}).line(), *runs.lines(run)[1:]])
+
+
+@case("I6")
+def a_table_whose_name_only_looks_the_same(run: Run) -> None:
+    runs.relaw(run, lambda d: d.update(tables={_alike(name): size for name, size in d["tables"].items()}))
+
+
+def _alike(name: str) -> str:
+    return name.replace("item", "\u0456tem")  # a Cyrillic letter
+
+
+@case("I6")
+def consistent_a_row_wider_than_any_noise_address(run: Run) -> None:
+    runs.relaw(run, lambda d: d["tables"].update({"tables.wide": [1, 2**50, None]}))
+
+
+@case()
+def a_folder_that_is_a_link_to_itself(run: Run) -> None:
+    shutil.rmtree(run.folder)
+    run.folder.symlink_to(run.folder)
+
+
+@case(replay=True)
+def a_key_file_with_a_byte_order_mark(run: Run) -> None:
+    text = run.key.read_bytes()
+    run.key.write_bytes(b"\xef\xbb\xbf" + text)
+
+
 # Key and transcript.
 
 
@@ -676,6 +758,118 @@ def consistent_a_law_that_no_run_can_have(run: Run) -> None:
     runs.edit_manifest(run, lambda m: m.update(law=opened["law"], law_digest=opened["law_digest"]))
 
 
+@case("A1")
+def consistent_a_delta_of_its_own(run: Run) -> None:
+    runs.relaw(run, lambda d: d["law"].update(delta=0.01))
+
+
+@case("A1")
+def consistent_noise_of_minus_zero(run: Run) -> None:
+    runs.relaw(
+        run,
+        lambda d: d["law"].update(noise_multiplier=-0.0),
+        lambda event, data: {**data, "noise_std": -0.0} if event == "step" else data,
+    )
+
+
+@case("R3", "R4", "S4", replay=True)
+def consistent_another_schedule(run: Run) -> None:
+    other = Schedule.constant(0.5, steps=runs.STEPS)
+
+    def schedule(header: dict[str, Any], payload: bytes) -> bytes | None:
+        if header["kind"] != "open":
+            return None
+        header.update(name=other.name, steps=other.steps, segments=1)
+        return np.array(other.starts, dtype="<i8").tobytes() + np.array(other.rates, dtype="<f8").tobytes()
+
+    runs.relaw(
+        run,
+        lambda d: d["law"].update(schedule=_with(d["law"], other)),
+        lambda event, data: {**data, "lr": 0.5} if event == "step" else data,
+    )
+    runs.rewrite_transcript(run, schedule)
+
+
+def _with(law: dict[str, Any], schedule: Schedule) -> dict[str, Any]:
+    names = ("clip_norm", "noise_multiplier", "sampling_rate", "expected_batch_size", "delta")
+    return PrivacySpec(**{name: law[name] for name in names}, schedule=schedule).to_json()["schedule"]
+
+
+@case("R2", replay=True)
+def consistent_more_examples_than_can_be_drawn(run: Run) -> None:
+    runs.relaw(run, lambda d: d.update(examples=2**50))
+    runs.rewrite_transcript(run)
+
+
+@case("R2", replay=True)
+def consistent_all_of_more_examples_than_fit_in_memory(run: Run) -> None:
+    def everybody(data: dict[str, Any]) -> None:
+        data["examples"] = 2**60
+        data["law"]["sampling_rate"] = 1.0
+
+    runs.relaw(run, everybody)
+    runs.rewrite_transcript(run)
+
+
+def _item_table(change: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]], only: int | None) -> Any:
+    """An edit of the rows and sums of the item table, at one step or all."""
+
+    def edit(header: dict[str, Any], payload: bytes) -> bytes | None:
+        if header["kind"] != "step" or only not in (None, header["step"]):
+            return None
+        name, count, dim = header["tables"][0]
+        assert name == "tables.item"
+        rows = np.frombuffer(payload, "<i8", count)
+        sums = np.frombuffer(payload, "<i8", count * dim, 8 * count).reshape(count, dim)
+        rows, sums = change(rows, sums)
+        header["tables"][0] = [name, rows.size, dim]
+        return rows.astype("<i8").tobytes() + sums.astype("<i8").tobytes() + payload[8 * count * (1 + dim) :]
+
+    return edit
+
+
+@case("R3", replay=True)
+def consistent_sums_negated(run: Run) -> None:
+    runs.rewrite_transcript(run, _item_table(lambda rows, sums: (rows, -sums), None))
+
+
+@case("R3", "R5", replay=True)
+def consistent_sums_that_no_integer_can_negate(run: Run) -> None:
+    runs.rewrite_transcript(run, _item_table(lambda rows, sums: (rows, np.full_like(sums, -(2**63))), None))
+
+
+@case("R3", replay=True)
+def consistent_a_read_dropped_so_that_its_noise_is_dated_otherwise(run: Run) -> None:
+    runs.rewrite_transcript(run, _item_table(lambda rows, sums: (rows[1:], sums[1:]), 4))
+
+
+@case("R3", replay=True)
+def consistent_a_read_made_up_without_a_gradient(run: Run) -> None:
+    def more(rows: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert rows[-1] < 299
+        return np.append(rows, 299), np.vstack([sums, np.zeros_like(sums[:1])])
+
+    runs.rewrite_transcript(run, _item_table(more, 4))
+
+
+@case("R3", replay=True)
+def consistent_a_table_renamed_everywhere_draws_from_another_number(run: Run) -> None:
+    def settled(event: str, data: dict[str, Any]) -> dict[str, Any]:
+        renamed = {_alike(name): rows for name, rows in data["rows"].items()} if event == "settle" else None
+        return data if renamed is None else {**data, "rows": renamed}
+
+    def frames(header: dict[str, Any], payload: bytes) -> None:
+        if header["kind"] == "step":
+            header["tables"] = [[_alike(name), rows, dim] for name, rows, dim in header["tables"]]
+
+    runs.relaw(run, lambda d: d.update(tables={_alike(name): size for name, size in d["tables"].items()}), settled)
+    for name in ("weights.safetensors", "initial_weights.safetensors"):
+        runs.rewrite_weights(
+            run, lambda t: t.update({_alike("tables.item.weight"): t.pop("tables.item.weight")}), name=name
+        )
+    runs.rewrite_transcript(run, frames)
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return runs.make_run(tmp_path_factory.mktemp("good"))
@@ -711,6 +905,7 @@ def test_tampering_is_refuted_or_refused(name, good, tmp_path, capsys):
 
 
 HUNGRY = [
+    "an_empty_tensor_of_a_million_million_rows",
     "a_tensor_of_a_million_million_elements", "a_tensor_whose_shape_overflows", "a_header_longer_than_the_file",
     "weights_of_a_million_million_bytes", "a_ledger_of_a_million_million_bytes",
     "a_transcript_frame_that_claims_more_than_there_is", "a_header_nested_without_end",

@@ -61,7 +61,8 @@ def test_verify_judges_every_claim_and_writes_a_folder_that_matches_its_schemas(
     check_ledger_lines((verified / "ledger.jsonl").read_text().splitlines())
     assert {claim["claim"] for claim in evidence["claims"]} == {"E1", "E2", "L1", "S1", "M1", "R1", "N1", "A1"}
     assert manifest["verdict"] == "HOLDS"
-    assert set(manifest["files"]) == {"ledger.jsonl", "evidence.json", "proofs.json", "weights.safetensors"}
+    weights = ("initial_weights.safetensors", "weights.safetensors")
+    assert set(manifest["files"]) == {"ledger.jsonl", "evidence.json", "proofs.json", *weights}
     assert sorted(os.listdir(verified)) == sorted([*manifest["files"], "manifest.json", "report.html"])
 
 
