@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
+from dataclasses import replace
 
 import numba
 import pytest
@@ -18,6 +19,7 @@ from samelaw.contract.errors import InputError
 from samelaw.contract.spec import Mode
 from samelaw.equivalence import run_plans
 from samelaw.equivalence.faults import FAULTS
+from samelaw.equivalence.faults.noise import EPOCH, THREAD_ROWS
 from samelaw.equivalence.run_plans import Example, RunPlan, Table
 from samelaw.equivalence.strategies import TRAITS, traits
 from samelaw.equivalence.strategies import run_plans as plans
@@ -41,7 +43,7 @@ def _one_thread():
     torch.set_num_threads(before[0])
 
 
-@settings(max_examples=40, derandomize=True, **COMMON)
+@settings(max_examples=24, derandomize=True, **COMMON)
 @given(plan=plans())
 def test_a_whole_run_is_the_same_run_whoever_makes_it(plan):
     for trait in sorted(traits(plan)):
@@ -72,7 +74,7 @@ def test_the_plans_cover_what_they_say():
     assert {name for name in TRAITS if counts[name] < 4} == set()
 
 
-@settings(max_examples=40, derandomize=True, **COMMON)
+@settings(max_examples=15, derandomize=True, **COMMON)
 @given(plan=plans())
 def test_a_plan_prints_as_the_python_that_makes_it(plan):
     assert eval(repr(plan), {"RunPlan": RunPlan, "Table": Table, "Example": Example}) == plan
@@ -98,10 +100,12 @@ def found(fault, mode, *, shrink):
 
 
 CI_FAULTS = [("off-by-one", Mode.REPLAY)]
+# A plan's tables have at most 8 rows, and its runs at most 10 steps: what repeats after 64 rows or 10 steps cannot show.
+TOO_LARGE = {"noise-shared-across-threads", "noise-shared-across-epochs"}
 CASES = [
     pytest.param(name, mode, id=f"{name}-{mode}", marks=() if (name, mode) in CI_FAULTS else pytest.mark.slow)
     for name, fault in FAULTS.items()
-    if fault.in_verify  # the others show in no run of a trainer on given batches
+    if fault.in_verify and name not in TOO_LARGE  # the others show in no run of a trainer on given batches
     for mode in fault.modes
 ]
 
@@ -123,6 +127,20 @@ def test_a_fault_prints_as_a_test_that_can_be_pasted(name, mode):
     test()  # without the fault it passes
     with planted(name), pytest.raises(AssertionError, match="expected"):
         test()
+
+
+def test_what_repeats_beyond_the_largest_plan_is_all_that_is_left_out():
+    assert THREAD_ROWS > 8
+    assert EPOCH >= 10
+    largest = RunPlan(
+        tables=(Table("a", 8, 1),), features=(0,), examples=(Example(((7,),)),), steps=10, batches=((),) * 9 + ((0,),)
+    )
+    for name in TOO_LARGE:
+        check(largest, fault=FAULTS[name].apply)  # no such plan shows it; `samelaw faults` does
+        larger = replace(
+            largest, tables=(Table("a", THREAD_ROWS + 1, 1),), steps=EPOCH + 1, batches=((),) * (EPOCH + 1)
+        )
+        assert judge(larger, makers(FAULTS[name].apply))
 
 
 class planted:
@@ -154,8 +172,6 @@ PLAN = RunPlan(tables=(Table("a", 2, 1),), features=(0,), examples=(Example(((0,
     ],
 )
 def test_a_plan_that_says_nothing_is_refused(change, said):
-    from dataclasses import replace
-
     with pytest.raises(InputError, match=said):
         assert replace(PLAN, **change).spec
 
@@ -172,7 +188,7 @@ def test_initial_weights_and_slopes_are_exact_and_unlike():
 
 
 @given(st.data())
-@settings(max_examples=20, derandomize=True, **COMMON)
+@settings(max_examples=15, derandomize=True, **COMMON)
 def test_the_lookups_of_a_batch_are_its_bags_without_padding(data):
     plan = data.draw(plans())
     batch = plan.batch(range(len(plan.examples)))
