@@ -363,6 +363,8 @@ def test_a_run_is_the_same_run_whatever_is_done_to_it_for_long():
     run_state_machine_as_test(Run, settings=long)
 
 
+# Its tables have 4 rows and its runs 6 steps: what happens after 64 rows or 10 steps is for larger runs to find.
+TOO_LARGE = {"noise-shared-across-threads", "noise-shared-across-epochs", "epoch-resets-history"}
 CI = ("off-by-one", "history-lost-on-resume", "no-final-settle")
 
 
@@ -371,7 +373,7 @@ CI = ("off-by-one", "history-lost-on-resume", "no-final-settle")
     [
         pytest.param(name, marks=() if name in CI else pytest.mark.slow)
         for name, fault in FAULTS.items()
-        if fault.in_verify and Mode.REPLAY in fault.modes
+        if fault.in_verify and Mode.REPLAY in fault.modes and name not in TOO_LARGE
     ],
 )
 def test_the_machine_finds_a_fault_within_its_budget(name):

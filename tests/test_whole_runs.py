@@ -100,7 +100,7 @@ def found(fault, mode, *, shrink):
 
 
 CI_FAULTS = [("off-by-one", Mode.REPLAY)]
-# A plan's tables have at most 8 rows, and its runs at most 10 steps: what repeats after 64 rows or 10 steps cannot show.
+# A plan's tables have at most 8 rows, its runs at most 10 steps: what repeats after 64 rows or 10 steps cannot show.
 TOO_LARGE = {"noise-shared-across-threads", "noise-shared-across-epochs"}
 CASES = [
     pytest.param(name, mode, id=f"{name}-{mode}", marks=() if (name, mode) in CI_FAULTS else pytest.mark.slow)
