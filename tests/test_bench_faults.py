@@ -29,7 +29,7 @@ def refuted(found: dict[str, Evidence]) -> list[str]:
     return [claim for claim, item in found.items() if item.verdict is Verdict.REFUTED]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_correct_trainer_is_never_refuted(seed: int) -> None:
     assert refuted(judge(bench_trainers.NumpyTrainer, runs=2, seed=seed)) == []
 
@@ -42,7 +42,7 @@ def test_a_correct_trainer_that_publishes_every_iterate_is_not_refuted() -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5, 20))
+@pytest.mark.parametrize("seed", range(3, 20))
 def test_a_correct_trainer_is_never_refuted_by_few_runs(seed: int) -> None:
     assert refuted(judge(bench_trainers.NumpyTrainer, runs=2, seed=seed)) == []
 
@@ -53,7 +53,21 @@ def test_a_correct_trainer_is_never_refuted_at_full_size(seed: int) -> None:
     assert refuted(judge(bench_trainers.EveryIterate, runs=8, seed=seed)) == []
 
 
-@pytest.mark.parametrize("fault", bench_trainers.CAUGHT_BY, ids=lambda fault: fault.__name__)
+# Each has a sibling in the default tests that the same claim must refuse for the same reason.
+REPEATS = (
+    bench_trainers.ClipAtTwiceTheNorm,
+    bench_trainers.NoClipNormInNoise,
+    bench_trainers.NoiseInBrainFloat,
+    bench_trainers.SigmaFivePercentLow,
+    bench_trainers.WeightsIgnored,
+)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(f, marks=pytest.mark.slow if f in REPEATS else ()) for f in bench_trainers.CAUGHT_BY],
+    ids=lambda fault: fault.__name__,
+)
 def test_every_fault_is_refuted_by_the_claims_that_name_it(fault: type[bench_trainers.NumpyTrainer]) -> None:
     found = judge(fault)
     assert set(bench_trainers.CAUGHT_BY[fault]) <= set(refuted(found))
@@ -109,7 +123,7 @@ def test_a_trainer_whose_noise_stays_on_is_judged_with_little_noise_and_the_gap_
     for claim in ("B2", "B3"):
         small = [test for test in found[claim].tests if not test.name.startswith("6 steps")]
         assert all(0 < test.detectable < 1.05 for test in small)
-        assert len(found[claim].tests) - len(small) == (1 if claim == "B2" else 3)
+        assert len(found[claim].tests) - len(small) == (4 if claim == "B2" else 3)
     # 1 C and what noise of 0.001 C can hide: far below the 1.13 C of clipping per table.
     assert max(test.detectable for test in small) < 1.03
     # 24,000 values with noise of 0.001 C, over two runs and six steps, are longer than the bound: the gap says so.
