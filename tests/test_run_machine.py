@@ -45,7 +45,7 @@ from samelaw.equivalence.run_plans import Example, RunPlan, Table
 
 STEPS = 6
 PLAN = RunPlan(
-    tables=(Table("user", 4, 2), Table("item", 4, 3, "mean", 0)),
+    tables=(Table("user", 4, 2), Table("item", 4, 17, "mean", 0)),  # 17: a second block of normals
     features=(0, 1, 0),
     examples=(
         Example(((0, 0, 1), (1, 2), ()), slope=3, power=-1, dense=(1.0, 0.0)),
@@ -53,6 +53,7 @@ PLAN = RunPlan(
         Example(((2, 2), (3, 3, 0), (2,)), slope=9, power=-3, dense=(0.0, 0.0)),
     ),
     steps=STEPS,
+    clip_norm=0.75,  # not 1, which hides where it is left out or squared
     schedule=("piecewise", (2, 4), (0.5, 0.0, 0.125)),
     batches=((),) * STEPS,  # whatever the machine trains on
     curvature=0.5,
