@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -14,45 +13,44 @@ import torch
 
 from samelaw.accounting.mechanism import mechanism_of
 from samelaw.accounting.statement import PrivacyStatement, price
+from samelaw.cli.definition import Definition
 from samelaw.cli.models import Problem, readout_problem
 from samelaw.cli.verify import kernels_normals
 from samelaw.contract.errors import PrivacyError
 from samelaw.contract.evidence import Disagreement, Evidence, Verdict
 from samelaw.contract.ledger import Entry, Ledger, Spent, spent
-from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
-from samelaw.contract.run import StepRecord, Transcript
+from samelaw.contract.noise import NoiseKey, NoiseStream
+from samelaw.contract.run import Transcript
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import ExecutionOptions, Mode, PrivacySpec
-from samelaw.contract.trace import Batch, Feature, GradientSums, Lookup
+from samelaw.contract.trace import Batch, Feature
 from samelaw.equivalence import claims, privacy
 from samelaw.equivalence.addresses import addresses
+from samelaw.equivalence.budget import Budget, Pending, Waiting
 from samelaw.equivalence.faults import Fault, Scenario
 from samelaw.equivalence.neighbours import neighbours
 from samelaw.equivalence.noise_vectors import load_vectors
 from samelaw.equivalence.recorded import recorded
 from samelaw.equivalence.same_reads import same_reads
-from samelaw.equivalence.sampler import sampled
+from samelaw.equivalence.sampler import measure_sampled
 from samelaw.equivalence.scenarios import Population, edge_cases, joined, population
 from samelaw.equivalence.scenarios import Scenario as Run
-from samelaw.equivalence.spans import update_rate
-from samelaw.equivalence.two_runs import unrelated
+from samelaw.equivalence.two_runs import measure_unrelated
 from samelaw.fast.dlrm import DLRM, bce_loss
-from samelaw.fast.oracle import TorchOracle
 from samelaw.fast.trainer import LazyTrainer
-from samelaw.reference.clipping import clip_factors, gradient_sums, square_norms
 from samelaw.reference.noise import normals
-from samelaw.reference.reading import read_bags
 from samelaw.reference.sampling import poisson_sample
 
 ROWS, DIM = (480, 720, 240), 32  # more than one block of sixteen columns
+FALLING_ROWS = (120, 180, 60)
 PROBES = 12
 NEIGHBOURS = 2
 SAMPLED_STEPS, TRAINED_STEPS = 2048, 24
 WIDE_ROWS, WIDE_DIM = 4096, 512  # 2^21 values: a scale off by 0.5 % is ten standard errors
 
 
-Answers = dict[str, Callable[[], Evidence]]
-"""Claims that a scenario can answer, by id; nothing is run before one is asked."""
+Answers = dict[str, Callable[[], Evidence | Pending]]
+"""Claims that a scenario can answer, by id; nothing is run before one is asked, nor judged before all are."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +69,15 @@ class Bench:
     Args:
         seed: of the keys and of the models.
         folder: for the checkpoint of a resume.
+        budget: of false alarms, which all tests of a trial share.
     """
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, budget: Budget | None = None) -> None:
         torch.set_num_threads(1)  # runs this small are slower on several, and sums must not depend on their number
-        self.seed, self.folder = seed, folder
+        self.seed, self.folder, self.budget = seed, folder, budget or Budget()
         self.key = NoiseKey.from_seed(seed)
-        self._eager: dict[tuple[Mode, str], Transcript] = {}
+        self._eager: dict[tuple[str, Mode, str], Transcript] = {}
+        self._models: dict[str, tuple[Problem, Problem]] = {}
         self._prices: dict[Any, PrivacyStatement] = {}
         self._samples: dict[tuple[int, float, int], np.ndarray] = {}
         self._vectors = load_vectors()
@@ -92,54 +92,64 @@ class Bench:
         """
         answers: dict[Scenario, Callable[[Mode, Fault | None], Answers]] = {
             Scenario.EDGE: self._edge,
+            Scenario.FALLING: self._falling,
             Scenario.SAMPLED: self._sampled,
             Scenario.WIDE: self._wide,
             Scenario.TWO_RUNS: self._two_runs,
         }
         possible = answers[scenario](mode, fault)
-        return [answer() for claim, answer in possible.items() if asked is None or claim in asked]
+        return self.budget.conclude([answer() for claim, answer in possible.items() if asked is None or claim in asked])
 
     # The scenarios.
 
-    def _edge(self, mode: Mode, fault: Fault | None) -> Answers:
-        edge = self.edge
+    def _falling(self, mode: Mode, fault: Fault | None) -> Answers:
+        """The edge cases on smaller tables, under a rate that falls: what they say of the noise."""
+        of_noise = ("E1", "E2", "L1")
+        return {claim: answer for claim, answer in self._edge(mode, fault, self.falling).items() if claim in of_noise}
+
+    def _edge(self, mode: Mode, fault: Fault | None, edge: Run | None = None) -> Answers:
+        edge = edge or self.edge
+        model, readout = self._problems(edge)
         spec = replace(edge.spec, mode=mode)
 
         @cache
         def ran() -> Ran:
-            return self._run(self.model, spec, edge.batches, self.key, fault, resume_at=edge.resume_at)
+            return self._run(model, spec, edge.batches, self.key, fault, resume_at=edge.resume_at)
 
         @cache
         def probe() -> LazyTrainer:
-            return self._trainer(self.model, spec, self.key, fault)
+            return self._trainer(model, spec, self.key, fault)
 
         def replay() -> Evidence:
-            return claims.replay(self._twin(mode, "model", self.model), ran().transcript)
+            return claims.replay(self._twin(edge, mode, "model", model), ran().transcript)
 
         def bridge() -> Evidence:
-            still = self._run(self.readout, spec, edge.batches, self.key, fault, resume_at=edge.resume_at)
-            return claims.bridge(self._twin(mode, "readout", self.readout), still.transcript, spec)
+            still = self._run(readout, spec, edge.batches, self.key, fault, resume_at=edge.resume_at)
+            return claims.bridge(self._twin(edge, mode, "readout", readout), still.transcript, spec)
 
-        def law() -> Evidence:
-            return claims.aggregate(ran().transcript, spec, normals=self._normals(spec))
+        def law() -> Pending:
+            return claims.measure(ran().transcript, spec, normals=self._normals(spec))
 
         def sensitivity() -> Evidence:
             singles = edge.single_examples(PROBES)
             return claims.sensitivity(probe().gradient_sums, singles, clip_norm=spec.clip_norm)
 
         def apart() -> Evidence:
-            linear = self._trainer(self.readout, spec, self.key, fault)
+            linear = self._trainer(readout, spec, self.key, fault)
             several = sorted((batch for batch in edge.batches if len(batch) > 1), key=len)[:NEIGHBOURS]
             return neighbours(linear.gradient_sums, several, clip_norm=spec.clip_norm)
 
         def sums() -> Evidence:
-            return same_reads(ran().transcript, Definition(self.model, spec, self.key, edge.batches))
+            return same_reads(ran().transcript, Definition(model, spec, self.key, edge.batches))
 
-        def settled() -> Evidence:
+        def settled() -> Pending:
             lazy, histories, entries = ran().transcript, ran().histories, ran().entries
-            return claims.settled(
-                lazy.initial_tables, lazy.final_tables, spec,
-                step=len(lazy.steps), histories=histories, entries=entries,
+            return Waiting(
+                1,
+                lambda share: claims.settled(
+                    lazy.initial_tables, lazy.final_tables, spec,
+                    step=len(lazy.steps), histories=histories, entries=entries, false_alarm=share,
+                ),
             )  # fmt: skip
 
         def books() -> Evidence:
@@ -149,8 +159,8 @@ class Bench:
         def vectors() -> Evidence:
             return claims.noise_vectors(kernels_normals(probe().kernels), backend="cpu", vectors=self._vectors)
 
-        exact: Answers = {Mode.REPLAY: {"E1": replay}, Mode.BRIDGE: {"E2": bridge}}.get(mode, {})
-        return exact | {
+        twins: dict[Mode, Answers] = {Mode.REPLAY: {"E1": replay}, Mode.BRIDGE: {"E2": bridge}}
+        return twins.get(mode, {}) | {
             "L1": law,
             "S1": sensitivity,
             "S2": apart,
@@ -171,9 +181,9 @@ class Bench:
         problem = _model(crowd.features, crowd.dense_width, 8, examples, self.seed)
         keyed = self._keyed(spec, examples)
 
-        def sampler() -> Evidence:
+        def sampler() -> Evidence | Pending:
             trainer = self._trainer(problem, spec, self.key, fault)
-            return sampled(
+            return measure_sampled(
                 lambda step: trainer.sample(ahead=step), steps=SAMPLED_STEPS, examples=examples,
                 sampling_rate=spec.sampling_rate, expected=keyed,
             )  # fmt: skip
@@ -212,12 +222,12 @@ class Bench:
         """L1 without the key."""
         spec = replace(self.edge.spec, schedule=Schedule.constant(0.2, steps=2), mode=mode)
 
-        def law() -> Evidence:
+        def law() -> Pending:
             problem = readout_problem([Feature("wide", "wide", WIDE_ROWS)], 100, dim=WIDE_DIM, seed=self.seed)
             trainer = self._trainer(problem, spec, self.key, fault)
             for _ in range(spec.schedule.steps):
                 trainer.empty_step()
-            return claims.aggregate(_finished(trainer, []).transcript, spec)
+            return claims.measure(_finished(trainer, []).transcript, spec)
 
         return {"L1": law}
 
@@ -229,11 +239,11 @@ class Bench:
         def first() -> Transcript:
             return self._run(self.model, spec, self.edge.batches, self.key, fault).transcript
 
-        def apart() -> Evidence:
+        def apart() -> Evidence | Pending:
             other, key = edge_cases(seed=1, rows=ROWS, dim=DIM), NoiseKey.from_seed(self.seed + 1)
-            return unrelated(first(), self._run(self.model, spec, other.batches, key, fault).transcript, spec)
+            return measure_unrelated(first(), self._run(self.model, spec, other.batches, key, fault).transcript, spec)
 
-        return {"L1": lambda: claims.aggregate(first(), spec), "K1": apart}
+        return {"L1": lambda: claims.measure(first(), spec), "K1": apart}
 
     # What they are made of.
 
@@ -242,16 +252,31 @@ class Bench:
         return edge_cases(rows=ROWS, dim=DIM)
 
     @cached_property
+    def falling(self) -> Run:
+        """The edge cases under a rate that falls to 1/4096 of what it was, as a decay to nearly nothing does.
+
+        A step then adds 2^-24 of the variance of one before: prefix sums need more bits than float32 has.
+        """
+        run = edge_cases(rows=FALLING_ROWS, dim=DIM)
+        rate = 0.4
+        schedule = Schedule.piecewise([12], [rate, rate / 4096], steps=run.spec.schedule.steps)
+        return replace(run, name="a rate that falls", spec=replace(run.spec, schedule=schedule))
+
+    @cached_property
     def crowd(self) -> Population:
-        return population(examples=256, expected_batch_size=16.0)
+        """Examples that do not divide into whole batches, so that a pass over them leaves a partial one."""
+        return population(examples=250, expected_batch_size=16.0)
 
     @cached_property
     def model(self) -> Problem:
-        return _model(self.edge.features, self.edge.dense_width, DIM, self.edge.examples, self.seed)
+        return self._problems(self.edge)[0]
 
-    @cached_property
-    def readout(self) -> Problem:
-        return readout_problem(self.edge.features, self.edge.examples, dim=DIM, seed=self.seed)
+    def _problems(self, run: Run) -> tuple[Problem, Problem]:
+        """A small model and a linear readout on the tables of a run, the same ones whenever they are asked for."""
+        if run.name not in self._models:
+            model = _model(run.features, run.dense_width, DIM, run.examples, self.seed)
+            self._models[run.name] = (model, readout_problem(run.features, run.examples, dim=DIM, seed=self.seed))
+        return self._models[run.name]
 
     def _trainer(self, problem: Problem, spec: PrivacySpec, key: NoiseKey, fault: Fault | None) -> LazyTrainer:
         trainer = problem.lazy(spec, key, record=True, ledger=Ledger(), options=ExecutionOptions(threads=1))
@@ -284,16 +309,17 @@ class Bench:
         ran = _finished(trainer, [batch.indices for batch in batches])
         return ran if before is None else replace(ran, transcript=joined(before, ran.transcript))
 
-    def _twin(self, mode: Mode, name: str, problem: Problem) -> Transcript:
-        """The eager twin of the edge cases; it knows no fault, so one run serves all."""
-        if (mode, name) not in self._eager:
-            eager = problem.eager(replace(self.edge.spec, mode=mode), self.key)
-            for batch in self.edge.batches:
+    def _twin(self, run: Run, mode: Mode, name: str, problem: Problem) -> Transcript:
+        """The eager twin of a run on given batches; it knows no fault, so one run serves all."""
+        place = (run.name, mode, name)
+        if place not in self._eager:
+            eager = problem.eager(replace(run.spec, mode=mode), self.key)
+            for batch in run.batches:
                 eager.train_batch(batch)
             eager.release()
             assert eager.transcript is not None
-            self._eager[mode, name] = eager.transcript
-        return self._eager[mode, name]
+            self._eager[place] = eager.transcript
+        return self._eager[place]
 
     def _priced(self, account: Spent, fault: Fault | None) -> dict[str, Any] | str:
         """What the accountant says, with its fault if it has one; or why it refuses."""
@@ -324,48 +350,6 @@ class Bench:
             return self._samples[place]
 
         return drawn
-
-
-class Definition:
-    """The clipped sums of a step, by the definition, at the rows that a record says it read.
-
-    Dense parameters follow the recorded sums and the key's noise from step to step.
-    """
-
-    def __init__(self, problem: Problem, spec: PrivacySpec, key: NoiseKey, batches: Sequence[Batch]) -> None:
-        self._oracle = TorchOracle(copy.deepcopy(problem.model), problem.loss_fn)
-        self._spec, self._stream, self._batches = spec, NoiseStream(key, spec.rounds), batches
-        self._order = sorted(self._oracle.tables)
-        steps = np.arange(len(batches), dtype=np.int64)
-        self._noise = {
-            name: normals(self._stream, Purpose.DENSE, number, np.zeros_like(steps), steps, dim=parameter.size)
-            for number, (name, parameter) in enumerate(sorted(self._oracle.dense.items()))
-        }
-
-    def __call__(self, record: StepRecord) -> GradientSums:
-        batch = self._batches[record.step]
-        sums = GradientSums(self._spec.contribution_exponent)
-        if len(batch):
-            found = self._oracle.gradients(batch, partial(self._pooled, record))
-            norms = square_norms(found.lookups, found.pooled, found.dense_square_norms, self._order)
-            factors = clip_factors(norms, self._spec.clip_norm)
-            sums = gradient_sums(found.lookups, found.pooled, factors, sums.exponent, self._order)
-            sums.dense = self._oracle.clipped_dense_sum(factors)
-        self._advance(record)
-        return sums
-
-    def _pooled(self, record: StepRecord, lookup: Lookup) -> np.ndarray:
-        rows = record.rows.get(lookup.table, np.empty(0, dtype=np.int64))
-        dim = self._oracle.tables[lookup.table].shape[1]
-        reads = record.reads.get(lookup.table, np.empty((0, dim), dtype=np.float32))
-        return read_bags(reads, replace(lookup, ids=np.searchsorted(rows, lookup.ids)))
-
-    def _advance(self, record: StepRecord) -> None:
-        rate, scale = update_rate(self._spec, record.step), self._spec.clock.scale(record.step)
-        for name, parameter in self._oracle.dense.items():
-            if name in record.dense_sum:
-                parameter[...] = parameter - rate * record.dense_sum[name]
-            parameter[...] = parameter - scale * self._noise[name][record.step].reshape(parameter.shape)
 
 
 def _finished(trainer: LazyTrainer, batches: list[np.ndarray]) -> Ran:

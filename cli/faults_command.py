@@ -59,7 +59,6 @@ def run(options: argparse.Namespace) -> int:
     check_fault_matrix(record)
     text = json.dumps(record, indent=1, sort_keys=True) + "\n"
     if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / RECORD).write_text(text, encoding="utf-8")
     if options.page is not None:
         options.page.write_text(page(matrix), encoding="utf-8")
@@ -84,12 +83,15 @@ def run_matrix(faults: list[Fault], modes: tuple[Mode, ...], seed: int, *, quick
     from tqdm import tqdm
 
     from samelaw.cli.bench_runs import Bench
+    from samelaw.equivalence.budget import Budget
     from samelaw.equivalence.matrix import Matrix, Row, judge
 
     plan = list(planned(faults, modes, quick=quick))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as private:
-        bench = Bench(seed, Path(private))
+        # No run without a fault may be refused, with one budget for all of them; faults are judged as strictly.
+        sound = sum(fault is None for fault, *_ in plan)
+        bench = Bench(seed, Path(private), Budget(Budget().share(sound)))
         for fault, mode, scenario, asked in tqdm(plan, desc="faults", unit="trial", disable=quiet, file=sys.stderr):
             rows.append(judge(fault, mode, scenario, bench.evidence(scenario, mode, fault, asked)))
     return Matrix(tuple(rows), seed, quick)
@@ -157,6 +159,10 @@ def _check_writable(options: argparse.Namespace) -> None:
 
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out must be a folder, and {options.out} is a file")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+    if options.page is not None and options.page.is_dir():
+        raise InputError(f"--page must be a file, and {options.page} is a folder")
     if options.page is not None and not options.page.parent.is_dir():
         raise InputError(f"--page must lie in a folder that exists; there is no {options.page.parent}")
 

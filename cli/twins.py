@@ -47,6 +47,8 @@ class TwinRun:
     entries: list[Any]
     histories: dict[str, np.ndarray]
     padding: dict[str, int]
+    batches: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    """Indices of the examples of each step, as trained on."""
     curves: dict[str, Curves] = field(default_factory=dict[str, Curves])
 
 
@@ -87,12 +89,14 @@ def run_twins(
     marks = set(np.linspace(0, steps - 1, evaluations).astype(int).tolist()) if test is not None else set[int]()
     curves = {"lazy": Curves(), "eager": Curves()}
     transcripts: list[Transcript] = []
+    batches: list[np.ndarray] = []
     for step in range(steps):
         if step == resume_at:
             lazy, before = _resume(problem, spec, key, lazy, ledger, folder, device, fault)
             transcripts.append(before)
         indices = _numpy(lazy.sample())
         batch = draw(step, indices)
+        batches.append(batch.indices)
         loss = lazy.train_batch(batch)
         tick()
         if step in marks and test is not None:
@@ -113,7 +117,7 @@ def run_twins(
         eager.release()
     return TwinRun(
         name, spec, lazily, lazily if eager is None else _of(eager), release, list(ledger.entries),
-        histories, padding, curves,
+        histories, padding, batches, curves,
     )  # fmt: skip
 
 

@@ -50,8 +50,8 @@ def recorded(
         return Evidence("A2", A2, Verdict.REFUTED, f"The books do not match: {wrong}.", scope, wrong, (), numbers)
     if not transcript.steps:
         return Evidence("A2", A2, Verdict.NOT_ASSESSED, "No step was run.", scope, None, (), numbers)
-    priced = " and its price" if mechanism is not None else ""
-    summary = f"The ledger{priced} agrees with {len(transcript.steps)} steps as they were run."
+    books = "The ledger and its price agree" if mechanism is not None else "The ledger agrees"
+    summary = f"{books} with {len(transcript.steps)} steps as they were run."
     return Evidence("A2", A2, Verdict.EQUAL, summary, scope, None, (), numbers)
 
 

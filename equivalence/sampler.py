@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int64
-from scipy import optimize, stats
+from jaxtyping import Bool, Float64, Int64
+from scipy import optimize, special, stats
 
 from samelaw.contract.evidence import Disagreement, Evidence, TestResult, Verdict
 from samelaw.equivalence import laws
+from samelaw.equivalence.budget import Waiting
 
 P1 = "Every example joins every batch independently, with the probability that is priced."
 RECOMPUTED = "batches, recomputed with the key"
@@ -48,6 +49,24 @@ def sampled(
     Returns:
         EQUAL if every batch is the recomputed one and no test refuses; NOT REFUTED without the key.
     """
+    found = measure_sampled(
+        draw, steps=steps, examples=examples, sampling_rate=sampling_rate, expected=expected, false_pass=false_pass,
+        scope=scope,
+    )  # fmt: skip
+    return found if isinstance(found, Evidence) else found.conclude(laws.share(false_alarm, found.tests))
+
+
+def measure_sampled(
+    draw: Sampler,
+    *,
+    steps: int,
+    examples: int,
+    sampling_rate: float,
+    expected: Sampler | None = None,
+    false_pass: float = laws.FALSE_PASS,
+    scope: str = "",
+) -> Evidence | Waiting:
+    """P1, drawn and not yet judged: its tests wait for their share of a suite's budget. See `sampled`."""
     batches = [np.asarray(draw(step), dtype=np.int64) for step in range(steps)]
     scope = scope or f"{steps} batches of {examples} examples at rate {sampling_rate:g}"
     misplaced = _misplaced(batches, examples)
@@ -58,11 +77,26 @@ def sampled(
     joined = np.zeros((steps, examples), dtype=bool)
     for step, batch in enumerate(batches):
         joined[step, batch] = True
-    tests, wrong = _tests(joined, sampling_rate, false_alarm, false_pass), None
-    if expected is not None:
-        test, wrong = _recomputed(batches, expected)
-        tests.append(test)
+    exact = None if expected is None else _recomputed(batches, expected)
+    lags = _lags(steps, sampling_rate)
+    return Waiting(
+        3 + len(lags),
+        lambda each: _judged(joined, _tests(joined, sampling_rate, lags, each, false_pass), exact, scope),
+    )
+
+
+def _judged(
+    joined: Bool[np.ndarray, "steps examples"],
+    tests: list[TestResult],
+    exact: tuple[TestResult, Disagreement | None] | None,
+    scope: str,
+) -> Evidence:
+    wrong = None
+    if exact is not None:
+        test, wrong = exact
+        tests = [*tests, test]
     refuted = [test for test in tests if test.verdict is Verdict.REFUTED]
+    steps, examples = joined.shape
     numbers = {"steps": steps, "examples": examples, "draws": joined.size, "joined": int(joined.sum())}
     if refuted:
         wrong = wrong or _place(refuted[0])
@@ -73,7 +107,7 @@ def sampled(
         f"None of {len(tests)} tests refuses {joined.size:,} draws; the rate is off by {rate:.3%} "
         f"(a gap of {tests[0].detectable or 0:.3%} would have been seen)."
     )
-    verdict = Verdict.EQUAL if expected is not None else Verdict.NOT_REFUTED
+    verdict = Verdict.EQUAL if exact is not None else Verdict.NOT_REFUTED
     return Evidence("P1", P1, verdict, summary, scope, None, tuple(tests), numbers)
 
 
@@ -86,12 +120,15 @@ def _misplaced(batches: Sequence[np.ndarray], examples: int) -> Disagreement | N
     return None
 
 
+def _lags(steps: int, rate: float) -> list[int]:
+    """Distances at which an example's draws are held against each other: the next step, and the next pass."""
+    return sorted({lag for lag in (1, round(1 / rate)) if 2 * lag <= steps})
+
+
 def _tests(
-    joined: Bool[np.ndarray, "steps examples"], rate: float, false_alarm: float, false_pass: float
+    joined: Bool[np.ndarray, "steps examples"], rate: float, lags: Sequence[int], each: float, false_pass: float
 ) -> list[TestResult]:
     steps = len(joined)
-    lags = sorted({lag for lag in (1, round(1 / rate)) if 2 * lag <= steps})
-    each = laws.share(false_alarm, 3 + len(lags))
     tests = [
         _share_of(joined, rate, each, false_pass, "share of examples that join"),
         _sizes(joined, rate, each, false_pass),
@@ -133,6 +170,7 @@ def _share_of(joined: np.ndarray, rate: float, false_alarm: float, false_pass: f
         1 - false_pass,
         "relative excess of the share",
         note=f"{count} of {n}, {mean:.1f} expected",
+        p_value=float(_two_sided(np.array([count]), n, rate)[0]),
     )
 
 
@@ -154,6 +192,7 @@ def _sizes(joined: np.ndarray, rate: float, false_alarm: float, false_pass: floa
         detectable if detectable < 1 else None,
         1 - false_pass,
         "distance of distribution functions",
+        p_value=min(1.0, 2 * math.exp(-2 * steps * distance**2)),
     )
 
 
@@ -176,7 +215,17 @@ def _examples(joined: np.ndarray, rate: float, false_alarm: float) -> TestResult
         None,
         "examples with another rate",
         note=note,
+        p_value=min(1.0, examples * float(_two_sided(counts, steps, rate).min())),  # Bonferroni over the examples
     )
+
+
+def _two_sided(counts: Int64[np.ndarray, "_n"], n: int, rate: float) -> Float64[np.ndarray, "_n"]:
+    """Twice the smaller binomial tail of each count, at most 1; the incomplete beta function is exact in far tails."""
+    counts = counts.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        below = np.where(counts >= n, 1.0, special.betaincc(counts + 1, np.maximum(n - counts, 1e-300), rate))
+        above = np.where(counts <= 0, 1.0, special.betainc(np.maximum(counts, 1e-300), n - counts + 1, rate))
+    return np.minimum(1.0, 2 * np.minimum(below, above))
 
 
 def _recomputed(batches: Sequence[np.ndarray], expected: Sampler) -> tuple[TestResult, Disagreement | None]:

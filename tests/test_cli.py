@@ -59,7 +59,11 @@ def test_verify_judges_every_claim_and_writes_a_folder_that_matches_its_schemas(
     check_evidence(evidence)
     check_manifest(manifest)
     check_ledger_lines((verified / "ledger.jsonl").read_text().splitlines())
-    assert {claim["claim"] for claim in evidence["claims"]} == {"E1", "E2", "L1", "S1", "M1", "R1", "N1", "A1"}
+    judged = {"E1", "E2", "L1", "S1", "M1", "R1", "N1", "N2", "A1", "A2", "P1", "C1", "K1"}
+    assert {claim["claim"] for claim in evidence["claims"]} == judged
+    of_law = [test for claim in evidence["claims"] for test in claim["tests"] if test.get("p_value") is not None]
+    assert {"P1", "K1"} <= {c["claim"] for c in evidence["claims"] if any(t in of_law for t in c["tests"])}
+    assert sum(test["false_alarm"] for test in of_law) <= 1e-9 * (1 + 1e-6)
     assert manifest["verdict"] == "HOLDS"
     weights = ("initial_weights.safetensors", "weights.safetensors")
     assert set(manifest["files"]) == {"ledger.jsonl", "evidence.json", "proofs.json", *weights}
@@ -104,6 +108,12 @@ def test_nothing_public_holds_the_seed_or_a_drawn_batch_size(verified):
 def test_a_seeded_fault_makes_verify_fail_and_name_the_claim(fault, tmp_path, capsys):
     assert run("verify", *SHORT, "--mode", "replay", "--fault", fault, "--out", tmp_path / "run") == 1
     assert f"fault {fault!r}: caught by E1" in capsys.readouterr().err
+
+
+def test_a_fault_of_clipping_is_caught_in_aggregate_mode_alone(tmp_path, capsys):
+    options = ["--mode", "aggregate", "--fault", "clipped-after-averaging", "--out", tmp_path / "run"]
+    assert run("verify", *SHORT, *options) == 1
+    assert "caught by C1" in capsys.readouterr().err
 
 
 VERIFIED = {"E1", "E2", "L1", "S1", "R1"}  # what verify asks of a trainer; its N1 is about the backend

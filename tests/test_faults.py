@@ -5,14 +5,18 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from samelaw.cli import bench_runs
+from samelaw.cli.bench_runs import Bench
 from samelaw.cli.faults_command import planned, run_matrix
 from samelaw.cli.main import main
+from samelaw.cli.models import Problem
 from samelaw.contract.errors import InputError, SchemaError
 from samelaw.contract.evidence import Evidence, TestResult, Verdict
 from samelaw.contract.noise import NoiseKey, NoiseStream, Purpose
@@ -26,6 +30,7 @@ from samelaw.equivalence.matrix import COLUMNS, STAYS, Finding, Matrix, Outcome,
 from samelaw.equivalence.matrix_page import page, terminal
 from samelaw.equivalence.schemas import check_fault_matrix
 from samelaw.fast.cpu import CpuKernels
+from samelaw.fast.dlrm import bce_loss
 from samelaw.fast.kernels import NoisePlan
 
 PAGE = Path(__file__).parent.parent / "docs" / "faults-matrix.md"
@@ -237,6 +242,38 @@ def test_the_worked_example_of_the_docs_is_caught_by_the_claims_that_it_names():
     assert [row.outcome for row in matrix.rows] == [Outcome.CLEAN, Outcome.CAUGHT]
 
 
+def test_no_two_faults_of_the_sampler_draw_the_same_batches(tmp_path):
+    # A pass over data that divides into whole batches has no last batch to drop, and two faults are then one.
+    bench = Bench(7, tmp_path)
+    drawn = {}
+    for name, fault in FAULTS.items():
+        if fault.kind is Kind.SAMPLING:
+            spec = replace(bench.edge.spec, sampling_rate=16 / bench.crowd.examples, expected_batch_size=16.0)
+            trainer = bench._trainer(Problem(bench.model.model, bce_loss, bench.crowd.examples), spec, bench.key, fault)
+            drawn[name] = tuple(tuple(trainer.sample(ahead=step)) for step in range(20))
+    assert len(drawn) == len(set(drawn.values())) >= 6
+
+
+def test_all_sound_runs_of_a_command_share_one_budget(monkeypatch):
+    rates = []
+
+    class Watched(Bench):
+        def __init__(self, seed, folder, budget=None):
+            rates.append(budget.false_alarm)
+            super().__init__(seed, folder, budget)
+
+        def evidence(self, scenario, mode, fault, asked=None):
+            found = super().evidence(scenario, mode, fault, asked)
+            assert self.budget.spent(found) <= self.budget.false_alarm * (1 + 1e-9)
+            assert any(test.p_value is not None for claim in found for test in claim.tests)
+            return found
+
+    monkeypatch.setattr(bench_runs, "Bench", Watched)
+    faults = [FAULTS[name] for name in ("paid-twice", "rate-off-by-one-example", "noise-shared-between-runs")]
+    assert run_matrix(faults, (Mode.AGGREGATE,), 7, quick=False).holds
+    assert rates == [1e-9 / 3]
+
+
 @pytest.mark.slow
 def test_nothing_escapes_in_any_mode_and_no_sound_run_is_refused():
     matrix = run_matrix(list(FAULTS.values()), tuple(Mode), 11, quick=False)
@@ -319,10 +356,11 @@ def test_the_record_matches_its_schema_and_a_changed_one_does_not():
     [
         (["--only", "no-such-fault"], "got 'no-such-fault'"),
         (["--only", ","], "at least one name"),
-        (["--only", "float32-prefix-sums", "--mode", "replay"], "use --mode aggregate"),
+        (["--only", "float32-prefix-sums", "--mode", "replay"], "use --mode bridge or aggregate"),
         (["--seed", "-1"], "--seed"),
         (["--out", __file__], "is a file"),
         (["--page", "/no/such/folder/page.md"], "no /no/such/folder"),
+        (["--page", str(Path(__file__).parent)], "is a folder"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(arguments, said, capsys):

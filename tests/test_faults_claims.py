@@ -14,12 +14,13 @@ from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import PrivacySpec
 from samelaw.contract.trace import GradientSums
 from samelaw.equivalence.addresses import addresses
+from samelaw.equivalence.budget import Budget, Waiting
 from samelaw.equivalence.neighbours import distance, neighbours, without
 from samelaw.equivalence.recorded import recorded
 from samelaw.equivalence.same_reads import same_reads
-from samelaw.equivalence.sampler import sampled
+from samelaw.equivalence.sampler import measure_sampled, sampled
 from samelaw.equivalence.scenarios import edge_cases, population
-from samelaw.equivalence.two_runs import unrelated
+from samelaw.equivalence.two_runs import measure_unrelated, unrelated
 from samelaw.fast.cpu import CpuKernels
 from samelaw.reference.noise import normals
 
@@ -274,6 +275,58 @@ def test_K1_runs_with_noise_of_their_own_are_not_refuted_and_shared_noise_is():
 def test_K1_without_a_row_that_owed_the_same_steps_is_not_assessed():
     empty = Transcript({}, {}, [], {}, {})
     assert unrelated(empty, empty, SPEC).verdict is Verdict.NOT_ASSESSED
+
+
+def read_later(noise, until, seed):
+    """Row 0 is read at step 1 and the others at `until`, after this noise; what follows the reads is of the seed."""
+    spec = replace(SPEC, schedule=Schedule.constant(0.5, steps=4))
+    initial = np.full(noise.shape, 0.25, dtype=np.float32)
+    std = np.array([float(spec.clock.std(spec.clock.at(np.array([k])))[0]) for k in (1, *[until] * (len(noise) - 1))])
+    read = (initial - std[:, None] * noise).astype(np.float32)
+    rows = {1: np.arange(1), until: np.arange(1, len(noise))}
+    records = [
+        StepRecord(
+            i, len(rows.get(i, ())), {"t": rows[i]} if i in rows else {}, {"t": read[rows[i]]} if i in rows else {},
+            {"t": np.zeros((len(rows[i]), noise.shape[1]), np.int64)} if i in rows else {}, {}, None,
+        )
+        for i in range(4)
+    ]  # fmt: skip
+    final = read - np.random.default_rng(seed).standard_normal(noise.shape).astype(np.float32)
+    return Transcript({"t": initial}, {}, records, {"t": final}, {}), spec
+
+
+def test_K1_pairs_the_same_row_and_steps_whatever_the_last_read_of_each_run():
+    # Rows 1 to 39 are read at step 2 by both runs; one of them reads row 0 at step 3 as well.
+    rng = np.random.default_rng(9)
+    shared = rng.standard_normal((40, 16))
+    one, spec = read_later(shared, 2, seed=1)
+    other, _ = read_later(shared, 2, seed=1)
+    other.steps[3] = StepRecord(
+        3, 1, {"t": np.arange(1)}, {"t": other.steps[1].reads["t"]}, {"t": np.zeros((1, 16), np.int64)}, {}, None
+    )
+    found = unrelated(one, other, spec)
+    assert found.numbers["spans"] == 40 + 39  # up to the first reads, and all but row 0 from there to the end
+    repeated = [test for test in found.tests if test.name == "noise that both runs hold"]
+    assert repeated[0].verdict is Verdict.REFUTED
+
+
+def test_K1_and_P1_keep_to_one_budget_with_the_rest_of_a_suite():
+    rng = np.random.default_rng(6)
+    one, two = rng.standard_normal((2, 64, 16))
+    waiting = [measure_unrelated(released(one), released(two), SPEC), measure_sampled(poisson(3), **LAW)]
+    budget = Budget(1e-9)
+    found = budget.conclude(waiting)
+    assert all(isinstance(claim, Waiting) for claim in waiting)
+    assert sum(claim.tests for claim in waiting) == 2 + 5
+    assert budget.spent(found) == pytest.approx(1e-9)
+    assert all(0 < test.p_value <= 1 for claim in found for test in claim.tests)
+
+
+def test_P1_refuses_exactly_where_its_p_values_are_below_the_rate():
+    for seed in range(200):
+        excess = 1 + 0.1 * np.random.default_rng([7, seed]).random()
+        for test in sampled(poisson(seed, RATE * excess), **LAW, false_alarm=0.05).tests:
+            assert (test.verdict is Verdict.REFUTED) == (test.p_value <= test.false_alarm), test
 
 
 # --- C1 ---------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,8 @@ class Scenario(StrEnum):
 
     EDGE = "edge cases"
     """equivalence.scenarios.edge_cases: empty batches, repeated rows, a changing rate, a resume in the middle."""
+    FALLING = "a rate that falls"
+    """The edge cases under a learning rate that falls to 1/4096: what noise is lost beside larger noise or weights."""
     SAMPLED = "own sampler"
     """A run on batches that the trainer draws itself, and a few thousand draws ahead: sampler, ledger and price."""
     WIDE = "a million idle values"

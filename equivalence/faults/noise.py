@@ -269,15 +269,16 @@ FAULTS = (
         "float32-prefix-sums",
         Kind.NOISE,
         "The variance that a span owes is a difference of float32 prefix sums.",
-        # In bridge the split of a node is off by a few parts in 2^24, which E2's bound allows in a run of 30 steps.
-        by_mode(aggregate="L1 with key"),
+        by_mode(bridge="E2, L1", aggregate="L1, L1 with key"),  # replay has no prefix sums
         _float32_prefix_sums,
+        scenario=Scenario.FALLING,
     ),
     Fault(
         "half-precision",
         Kind.NOISE,
         "Settled rows are stored in half precision, and small noise is rounded away.",
-        by_mode("E1", "E2", "L1 with key"),
+        by_mode("E1, L1", "E2, L1", "L1, L1 with key"),
         _half_precision,
+        scenario=Scenario.FALLING,
     ),
 )
