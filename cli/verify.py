@@ -334,7 +334,9 @@ def _fault(options: argparse.Namespace) -> SeededFault | None:
         raise InputError(f"--fault must be 'list' or one of {here}; got {name!r}")
     fault = FAULTS[name]
     if not fault.in_verify:
-        raise InputError(f"--fault {name} is not one of those that the runs of verify are made for; use `samelaw faults --only {name}`")
+        raise InputError(
+            f"--fault {name} needs another run than those of verify to show surely; use `samelaw faults --only {name}`"
+        )
     if options.mode != "all" and Mode(options.mode) not in fault.modes:
         wanted = " or ".join(map(str, fault.modes))
         raise InputError(f"--fault {name} does nothing in --mode {options.mode}; use --mode {wanted} or --mode all")
