@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 
 import jsonschema
@@ -49,6 +50,7 @@ def options(*arguments):
     return found
 
 
+@cache
 def run(*arguments):
     """Scores and claim of one attack."""
     torch.set_num_threads(1)
@@ -149,7 +151,7 @@ def test_on_a_correct_run_the_bound_is_tight_and_below_the_claim(correct):
     assert all(bound.strict <= bound.epsilon for bound in result.bounds)
 
 
-@pytest.mark.parametrize("mode", ["replay", "bridge"])
+@pytest.mark.parametrize("mode", ["replay", pytest.param("bridge", marks=pytest.mark.slow)])
 def test_the_other_modes_are_not_refuted_either(mode):
     result = judge(*run("--mode", mode, "--steps", 8, "--canaries", 3000))
     assert result.outcome is Outcome.NOT_REFUTED
@@ -223,7 +225,13 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize(("fault", "method"), SEEN.items())
+AGAIN = {"off-by-one", "last-step-only", "one-number-per-row"}  # caught by the same bound for the same reason as others
+
+
+@pytest.mark.parametrize(
+    ("fault", "method"),
+    [pytest.param(*seen, marks=pytest.mark.slow if seen[0] in AGAIN else ()) for seen in SEEN.items()],
+)
 def test_a_fault_pushes_the_lower_bound_above_the_claim(fault, method):
     result = judge(*run("--fault", fault))
     assert result.outcome is Outcome.REFUTED

@@ -149,7 +149,10 @@ def coverage_of_gaussian(truth, audits, *, seed, n=60, confidence=0.95):
     return int(np.count_nonzero(np.array(bounds) > truth))
 
 
-@pytest.mark.parametrize("truth", [0.0, 1.0, 4.0])
+SLOW = pytest.mark.slow  # further points of what one or two points test by default
+
+
+@pytest.mark.parametrize("truth", [pytest.param(0.0, marks=SLOW), 1.0, pytest.param(4.0, marks=SLOW)])
 def test_B1_the_gaussian_bound_exceeds_the_truth_exactly_as_often_as_stated(truth):
     failures = coverage_of_gaussian(truth, AUDITS, seed=11)
     assert covers(failures, AUDITS, 0.05)
@@ -177,12 +180,15 @@ def worst_case_failures(epsilon, delta, audits, *, seed, n=200, bound=None):
     return int(np.count_nonzero(np.array(found) > epsilon))
 
 
-@pytest.mark.parametrize(("epsilon", "delta"), [(0.0, 0.0), (0.0, 0.05), (1.0, 0.0), (2.0, 0.01), (4.0, 0.0)])
+@pytest.mark.parametrize(
+    ("epsilon", "delta"),
+    [(0.0, 0.0), pytest.param(0.0, 0.05, marks=SLOW), pytest.param(1.0, 0.0, marks=SLOW), (2.0, 0.01), (4.0, 0.0)],
+)
 def test_B2_clopper_pearson_holds_on_the_worst_mechanism(epsilon, delta):
     assert covers(worst_case_failures(epsilon, delta, 600, seed=12), 600, 0.05)
 
 
-@pytest.mark.parametrize("mu", [0.0, 1.0])
+@pytest.mark.parametrize("mu", [pytest.param(0.0, marks=SLOW), 1.0])
 def test_B2_B3_the_split_bounds_hold_on_a_gaussian_mechanism(mu):
     rng = np.random.default_rng(13)
     epsilon = lower_bounds.epsilon_of_mu(mu, 0.1)
