@@ -125,7 +125,9 @@ def aggregate(
     """Test all noise of a run against its law, touched and idle spans apart.
 
     Args:
-        transcript: of a released run, any mode, any weights path (each span is judged from its own two ends).
+        transcript: of a released run of a lazy trainer, any mode; or of the eager one in replay mode. Each span is
+            judged from its own two ends, and taken to have been paid with the roundings of its mode (eager steps in
+            aggregate or bridge mode round more often).
         spec: the law of the run.
         padding: table -> its padding row, which must not change at all.
         normals: with the key, dense parameters and (in aggregate mode) every settlement are also recomputed to the
