@@ -53,6 +53,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_an_audit_of_a_verify_folder_refutes_its_fixed_seed_and_looks_at_its_rows(verified, tmp_path):
+    assert run("audit", verified, "--out", tmp_path / "a.html") == 1
+    checks = json.loads((tmp_path / "a.record.json").read_text())["checks"]
+    verdicts = {check["check"]: check["verdict"] for check in checks}
+    assert {name for name, verdict in verdicts.items() if verdict == "REFUTED"} == {"K1"}
+    assert verdicts["S1"] == verdicts["S2"] == "NOT REFUTED"
+
+
 def test_verify_judges_every_claim_and_writes_a_folder_that_matches_its_schemas(verified):
     evidence = json.loads((verified / "evidence.json").read_text())
     manifest = json.loads((verified / "manifest.json").read_text())
