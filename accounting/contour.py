@@ -26,7 +26,7 @@ from scipy import optimize
 
 from samelaw.accounting.interval import Interval, Unavailable
 from samelaw.accounting.moments import UNIT, Moments, TooMuchWork, excess
-from samelaw.accounting.pairs import GuaranteePair, Pair
+from samelaw.accounting.pairs import GaussianPair, GuaranteePair, Pair
 from samelaw.contract.errors import PrivacyError
 
 ENGINE = "contour"
@@ -38,6 +38,8 @@ LARGEST_LINE = 1 << 22
 WIDENING = 1e-11
 """Relative widening of a solved epsilon: the last roundings of the solver and of the pairs' weights."""
 ORDERS = tuple(float(c) for c in np.geomspace(1e-5, 2e4, 93))
+GAUSSIAN_ORDERS = tuple(float(c) for c in np.geomspace(1e-5, 2e12, 172))
+"""A Gaussian's moments are closed forms, and where its mu is tiny only large orders say something."""
 
 Parts = Sequence[tuple[Pair, int]]
 """Pairs with how often each is composed."""
@@ -105,6 +107,7 @@ class Composition:
         )
         self.certain = -math.expm1(log_kept)
         self._real: dict[float, float] = {}
+        self._orders = GAUSSIAN_ORDERS if all(isinstance(p, GaussianPair) for p in merged) else ORDERS
 
     def log_moment(self, c: float) -> float:
         """An upper bound on K(c), good to rounding; infinite where the quadrature does not reach."""
@@ -133,16 +136,19 @@ class Composition:
             return min(1e300, (self.log_moment(c) + _log_payoff(c) - math.log(delta)) / c)
 
         # The bound is unimodal in c, so every fourth order finds the neighbourhood.
-        coarse = {i: epsilon(math.log(ORDERS[i])) for i in range(0, len(ORDERS), 4)}
+        coarse = {i: epsilon(math.log(self._orders[i])) for i in range(0, len(self._orders), 4)}
         middle = min(coarse, key=lambda i: coarse[i])
         if coarse[middle] >= 1e300:
             return math.inf, 1.0
-        near = range(max(0, middle - 3), min(len(ORDERS), middle + 4))
-        values = {i: epsilon(math.log(ORDERS[i])) for i in near}
+        near = range(max(0, middle - 3), min(len(self._orders), middle + 4))
+        values = {i: epsilon(math.log(self._orders[i])) for i in near}
         best = min(values, key=lambda i: values[i])
-        bounds = (math.log(ORDERS[max(0, best - 1)]), math.log(ORDERS[min(len(ORDERS) - 1, best + 1)]))
+        bounds = (
+            math.log(self._orders[max(0, best - 1)]),
+            math.log(self._orders[min(len(self._orders) - 1, best + 1)]),
+        )
         found = optimize.minimize_scalar(epsilon, bounds=bounds, method="bounded", options={"maxiter": 8})
-        value, at = min((values[best], math.log(ORDERS[best])), (float(found.fun), float(found.x)))
+        value, at = min((values[best], math.log(self._orders[best])), (float(found.fun), float(found.x)))
         return max(0.0, value), math.exp(at)
 
     def line(self, epsilon: float, delta: float, tolerance: float) -> Line:
@@ -204,13 +210,13 @@ class Composition:
         """ln of the integrand at the real point of a line, by c, for the orders around the lowest."""
 
         def height(index: int) -> float:
-            c = ORDERS[index]
+            c = self._orders[index]
             return self.log_moment(c) - c * epsilon - math.log(c) - math.log1p(c)
 
-        coarse = {i: height(i) for i in range(0, len(ORDERS), 4)}
+        coarse = {i: height(i) for i in range(0, len(self._orders), 4)}
         middle = min(coarse, key=lambda i: coarse[i])
-        near = range(max(0, middle - 8), min(len(ORDERS), middle + 9))
-        return {ORDERS[i]: height(i) for i in near if math.isfinite(height(i))}
+        near = range(max(0, middle - 8), min(len(self._orders), middle + 9))
+        return {self._orders[i]: height(i) for i in near if math.isfinite(height(i))}
 
     def _log_chernoff(self, c: float, epsilon: float) -> float:
         """ln of an upper bound on delta(epsilon), any real epsilon."""
@@ -313,10 +319,10 @@ class Composition:
         return self.certain + (1 - self.certain) * self._finite_chernoff(epsilon)
 
     def _finite_chernoff(self, epsilon: float) -> float:
-        coarse = {i: self._log_chernoff(ORDERS[i], epsilon) for i in range(0, len(ORDERS), 4)}
+        coarse = {i: self._log_chernoff(self._orders[i], epsilon) for i in range(0, len(self._orders), 4)}
         middle = min(coarse, key=lambda i: coarse[i])
-        near = range(max(0, middle - 3), min(len(ORDERS), middle + 4))
-        return math.exp(min(0.0, *(self._log_chernoff(ORDERS[i], epsilon) for i in near)))
+        near = range(max(0, middle - 3), min(len(self._orders), middle + 4))
+        return math.exp(min(0.0, *(self._log_chernoff(self._orders[i], epsilon) for i in near)))
 
 
 def contour_interval(directions: Sequence[Parts], delta: float, *, certain: float = 0.0) -> Interval | Unavailable:
@@ -351,12 +357,15 @@ def _on(line: Line, delta: float, chernoff: float) -> tuple[float, float, float]
         high, low, step = low, max(0.0, low - step), 2 * step
     if high == low == 0.0 or not above(low, 1):
         return 0.0, 0.0, 0.0 if not above(0.0, 2) else chernoff
-    for _ in range(60):
-        if high - low <= 1e-13 * high:
-            break
-        middle = (low + high) / 2
-        low, high = (middle, high) if above(middle, 1) else (low, middle)
     estimate = high
+    if low < high:
+
+        def excess(epsilon: float) -> float:
+            return math.log(min(max(line.delta(epsilon)[1] / delta, 1e-30), 1e300))
+
+        estimate = float(
+            optimize.root_scalar(excess, bracket=(low, high), method="brentq", xtol=1e-300, rtol=1e-13).root
+        )
     return _walk(lambda e: above(e, 0), estimate, 0.0), estimate, _walk(lambda e: not above(e, 2), estimate, chernoff)
 
 

@@ -14,7 +14,11 @@ from samelaw.accounting.interval import Unavailable
 from samelaw.contract.errors import InputError
 
 SLACK = 1e-9
-"""Relative widening of a closed form."""
+"""Relative widening of a closed form, beside its rounding."""
+ROUNDING = 2.0**-47
+"""What 64 roundings may do to a logarithm, for each unit of its size."""
+SMALLEST = 1e-300
+"""An upper bound on delta is never shown below this: it is not zero."""
 
 
 class DeltaAtEpsilon(NamedTuple):
@@ -49,7 +53,7 @@ def delta_at(plan: Plan, epsilon: float) -> DeltaAtEpsilon:
         return DeltaAtEpsilon(epsilon, 0.0, 0.0, 0.0, "closed form")
     exact = _closed(plan, epsilon)
     if exact is not None:
-        return DeltaAtEpsilon(epsilon, exact * (1 - SLACK), exact, min(1.0, exact * (1 + SLACK)), "closed form")
+        return DeltaAtEpsilon(epsilon, *exact, "closed form")
     lower = estimate = upper = 0.0
     engine = "contour"
     for parts in directions:
@@ -57,19 +61,31 @@ def delta_at(plan: Plan, epsilon: float) -> DeltaAtEpsilon:
         found = composition.delta(epsilon)
         if isinstance(found, Unavailable):
             engine = "moments"
-            bound = composition.chernoff_delta(epsilon)
+            bound = max(composition.chernoff_delta(epsilon), SMALLEST)
             found = (0.0, bound, bound)
         lower, estimate, upper = max(lower, found[0]), max(estimate, found[1]), max(upper, found[2])
     lost = (1 + math.exp(min(700.0, epsilon))) * cut
-    return DeltaAtEpsilon(epsilon, max(0.0, lower - lost), min(1.0, estimate + lost), min(1.0, upper + lost), engine)
+    return DeltaAtEpsilon(
+        epsilon, max(0.0, lower - lost), min(1.0, estimate + lost), min(1.0, max(upper, SMALLEST) + lost), engine
+    )
 
 
-def _closed(plan: Plan, epsilon: float) -> float | None:
+def _closed(plan: Plan, epsilon: float) -> tuple[float, float, float] | None:
+    """(lower, estimate, upper) of the closed form."""
     if not plan.simple or plan.phases[0].steps == 0:
         return None
     phase = plan.phases[0]
-    if phase.sampling_rate == 1:
-        return math.exp(gaussian_log_delta(epsilon, math.sqrt(phase.steps) / phase.noise_multiplier))
-    if phase.steps == 1:
-        return math.exp(single_step_log_delta(epsilon, phase.sampling_rate, phase.noise_multiplier))
-    return None
+    q, sigma = phase.sampling_rate, phase.noise_multiplier
+    if q == 1:
+        mu = math.sqrt(phase.steps) / sigma
+        log_delta, shift = gaussian_log_delta(epsilon, mu), mu
+    elif phase.steps == 1:
+        log_delta, shift = single_step_log_delta(epsilon, q, sigma), 1 / sigma
+    else:
+        return None
+    exact = math.exp(log_delta)
+    # delta is a difference of two probabilities, each at most the normal tail beyond the place where they meet, and
+    # that is at most delta / shift or so: what cancels is in proportion to 1 / shift.
+    size = 1 + epsilon + abs(math.log(q)) + (abs(log_delta) if math.isfinite(log_delta) else 750.0)
+    slack = SLACK + ROUNDING * size * (1 + size / shift)
+    return max(0.0, exact * (1 - slack)), exact, min(1.0, max(SMALLEST, exact * (1 + slack)))

@@ -8,12 +8,14 @@ is an assumption that the statement spells out. docs/noise.md derives the bounds
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scipy import special
 
 from samelaw.accounting.assumptions import Adjacency, Assumptions, Sampler
 from samelaw.accounting.mechanism import SampledGaussian
+from samelaw.contract.figures import rounded_up
 
 CUT = 7.5391
 """Rounded down: the largest value is 7.53910208."""
@@ -51,26 +53,38 @@ class Coordinates:
     dense: int
 
 
-def cut_tail(
-    mechanism: SampledGaussian, assumptions: Assumptions, mode: str, size: Coordinates, *, epsilon: float, delta: float
-) -> Generator:
-    """The cost of the cut at this epsilon, for noise that is drawn in this mode.
+@dataclass(frozen=True)
+class Drawn:
+    """What one run drew noise for, and in which mode."""
+
+    mechanism: SampledGaussian
+    mode: str
+    size: Coordinates
+
+
+def cut_tail(runs: Sequence[Drawn], assumptions: Assumptions, *, epsilon: float, delta: float) -> Generator:
+    """The cost of the cut for all these runs together, at the epsilon and delta that they have together.
 
     Dense parameters, and in replay tables too, get one draw a step and coordinate: there a hole in the support shows
     only where an example's shift meets the cut (`hole`). In aggregate and bridge one draw serves a span of steps that
     depends on the data, so all draws count, and the worse side is multiplied by e^epsilon.
     """
-    steps = mechanism.steps
-    stepwise = size.dense + (size.tables if mode == "replay" else 0)
-    spans = 0 if mode == "replay" else size.tables * (steps if mode == "aggregate" else 4 * steps)
-    factor = math.expm1(min(700.0, TAIL * (1 + 1e-9) * (steps * stepwise + spans)))
-    by_step = steps * _per_step(mechanism, assumptions, stepwise, epsilon)
-    by_span = math.exp(min(700.0, epsilon + math.log(max(spans, 1)) + math.log(TAIL))) if spans else 0.0
-    found = min(1.0, (1 + factor) * (by_step + by_span) + factor * delta)
-    draws = steps * (size.tables + size.dense)
+    counted = spans = draws = 0
+    by_step = 0.0
+    for run in runs:
+        steps, size = run.mechanism.steps, run.size
+        stepwise = size.dense + (size.tables if run.mode == "replay" else 0)
+        spans += 0 if run.mode == "replay" else size.tables * (steps if run.mode == "aggregate" else 4 * steps)
+        counted += steps * stepwise
+        by_step += steps * _per_step(run.mechanism, assumptions, stepwise, epsilon)
+        draws += steps * (size.tables + size.dense)
+    factor = math.expm1(min(700.0, TAIL * (1 + 1e-9) * (counted + spans)))
+    by_span = math.exp(min(700.0, epsilon + math.log(spans) + math.log(TAIL))) if spans else 0.0
+    # 1e-9: what the sums and exponentials above may have lost.
+    found = min(1.0, ((1 + factor) * (by_step + by_span) + factor * delta) * (1 + 1e-9))
     variation = min(1.0, 4e-6 * draws)
     words = (
-        f"The cut of the noise at {CUT} sigma adds at most {found:.2g} to delta"
+        f"The cut of the noise at {CUT} sigma adds at most {rounded_up(found, 2)} to delta"
         + ("; the bound for spans of steps is crude" if spans else "")
         + f". The density error of {draws:.3g} normals is a total variation of at most {variation:.2g}"
         + (", which says nothing" if variation >= 1 else "")

@@ -15,6 +15,8 @@ from samelaw.contract.errors import InputError, LedgerError, PrivacyError
 from samelaw.contract.ledger import Spent
 
 LARGEST_STEPS = 1 << 31
+SMALLEST_RATE = 1e-18
+SMALLEST_MULTIPLIER, LARGEST_MULTIPLIER = 1e-6, 1e12
 ROUNDING = 2.0**-20
 """Largest relative amount by which rounding a_t and s_t to float32 may lower the multiplier of one step."""
 
@@ -46,6 +48,12 @@ class SampledGaussian:
             raise PrivacyError(
                 "noise_multiplier is 0: epsilon is infinite at every delta below 1, so there is nothing to price. "
                 "A run without noise is for tests; train with noise_multiplier > 0 before publishing."
+            )
+        if self.sampling_rate < SMALLEST_RATE or not SMALLEST_MULTIPLIER <= self.noise_multiplier <= LARGEST_MULTIPLIER:
+            raise InputError(
+                f"sampling_rate must be at least {SMALLEST_RATE:g} and noise_multiplier in {SMALLEST_MULTIPLIER:g}.."
+                f"{LARGEST_MULTIPLIER:g} to be priced in float64, got {self.sampling_rate!r} and "
+                f"{self.noise_multiplier!r}"
             )
         if not 0 <= self.steps <= LARGEST_STEPS:
             raise InputError(f"steps must be in 0..2^31, got {self.steps}")

@@ -5,7 +5,8 @@ Public names: `price` a ledger, `state` a mechanism, `epsilon_by_step` for a plo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from samelaw.accounting import generator, pld, prv, rdp
 from samelaw.accounting.assumptions import Assumptions, Sampler
 from samelaw.accounting.calibration import calibrate
-from samelaw.accounting.composition import Plan, Spend, price_plan
+from samelaw.accounting.composition import Plan, Spend, price_plan, together
 from samelaw.accounting.engines import evaluate, exact_interval
 from samelaw.accounting.interval import Interval, Unavailable
 from samelaw.accounting.mechanism import Priced, SampledGaussian, mechanism_of
@@ -30,11 +31,12 @@ __all__ = [
     "epsilon_by_step",
     "plan_of",
     "price",
+    "price_together",
     "state",
     "state_plan",
 ]
 
-SCHEMA = "samelaw.statement/2"
+SCHEMA = "samelaw.statement/3"
 CURVE_CELLS = 1 << 16
 
 ALWAYS_ASSUMED = (
@@ -68,7 +70,8 @@ class PrivacyStatement:
 
     Attributes:
         lower, estimate, upper: epsilon at delta; `upper` is the promise.
-        delta: as declared by the law of the run.
+        delta: at which epsilon was computed for noise that is exactly normal: as declared by the law of the run. The
+            promise is (upper, total_delta).
         engine, note, reason: which accountant gave the interval, what limits it, and why that one was chosen.
         second_opinion: epsilon by dp_accounting's pessimistic PLD; None when it has no answer.
         second_engine: its name and version, or why there is no answer.
@@ -102,16 +105,27 @@ class PrivacyStatement:
     not_included: tuple[str, ...] = NOT_INCLUDED
     caveats: tuple[str, ...] = ()
 
+    @property
+    def total_delta(self) -> float:
+        """delta and generator_delta, added and rounded up: the delta to quote beside `upper`."""
+        if not self.generator_delta:
+            return self.delta
+        return min(1.0, math.nextafter(self.delta + self.generator_delta, 1.0))
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON values."""
-        record = asdict(self) | {"plan": self.plan.to_json()}
+        record = asdict(self) | {"total_delta": self.total_delta, "plan": self.plan.to_json()}
         return {"schema": SCHEMA, **{k: list(v) if isinstance(v, tuple) else v for k, v in record.items()}}
 
     def __str__(self) -> str:
         return (
             f"epsilon in [{rounded_down(self.lower, 4)}, {rounded_up(self.upper, 4)}] (estimate {self.estimate:.4g}) "
-            f"at delta {rounded_up(self.delta, 6)}"
-            + (f" + {rounded_up(self.generator_delta, 2)} (generator)" if self.generator_delta is not None else "")
+            f"at delta {rounded_up(self.total_delta, 6)}"
+            + (
+                f" = {self.delta:.6g} + {rounded_up(self.generator_delta, 2)} (generator)"
+                if self.generator_delta
+                else ""
+            )
             + f", {self.adjacency.replace('_', '/')}, {self.mechanism.steps} steps, by {self.engine}"
         )
 
@@ -127,17 +141,34 @@ def price(account: Spent, *, delta: float | None = None, assumptions: Assumption
     Raises:
         PrivacyError: it cannot be priced soundly; see `mechanism_of` and `Assumptions`.
     """
-    priced = mechanism_of(account)
-    plan = plan_of(priced, assumptions)
-    found = state_plan(plan, priced.delta if delta is None else delta, caveats=_caveats(priced))
-    cut = generator.cut_tail(
-        found.mechanism,
-        plan.assumptions,
-        priced.mode,
-        generator.Coordinates(priced.table_coordinates, priced.dense_coordinates),
-        epsilon=found.upper,
-        delta=found.delta,
-    )
+    return price_together([account], delta=delta, assumptions=assumptions)
+
+
+def price_together(
+    accounts: Sequence[Spent],
+    *,
+    delta: float | None = None,
+    assumptions: Assumptions | None = None,
+    spends: tuple[Spend, ...] = (),
+) -> PrivacyStatement:
+    """Price runs on the same data, and what else was learned from it, as one.
+
+    Raises:
+        InputError: the runs declare different deltas, and none is given.
+        PrivacyError: as `price`; or the runs are not priced for the same neighbours.
+    """
+    runs = [mechanism_of(account) for account in accounts]
+    deltas = sorted({p.delta for p in runs})
+    if delta is None and len(deltas) > 1:
+        raise InputError(f"the runs declare different deltas, {deltas}: choose one with --delta")
+    plan = together(*(plan_of(p, assumptions) for p in runs)).with_spends(*spends)
+    caveats = tuple(dict.fromkeys(c for p in runs for c in _caveats(p)))
+    found = state_plan(plan, deltas[0] if delta is None else delta, caveats=caveats)
+    drawn = [
+        generator.Drawn(Plan(p.phases).summary, p.mode, generator.Coordinates(p.table_coordinates, p.dense_coordinates))
+        for p in runs
+    ]
+    cut = generator.cut_tail(drawn, plan.assumptions, epsilon=found.upper, delta=found.delta)
     return replace(found, generator_delta=cut.delta, generator=cut.words)
 
 

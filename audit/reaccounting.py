@@ -55,6 +55,16 @@ def _compare(folder: RunFolder, own: PrivacyStatement) -> Finding:
     differs = _other_mechanism(claimed, own)
     if differs:
         return finding("A1", Verdict.REFUTED, f"The manifest priced another {differs} than the ledger's; {found}.")
+    total: Any = claimed.get("total_delta")
+    # The generator's share grows with e^epsilon, which other versions of the accountants round otherwise.
+    slack = ROUNDING if _same_versions(folder) else 0.01
+    if not finite(total) or float(total) < own.total_delta * (1 - slack):
+        return finding(
+            "A1",
+            Verdict.REFUTED,
+            "The manifest's total delta leaves out what the noise generator adds: it is "
+            f"{rounded_up(own.total_delta, 4)}; {found}.",
+        )
     if upper < own.upper * (1 - ROUNDING):
         promised = f"The manifest promises epsilon {rounded_up(upper, 4)}; {found}"
         if upper < own.lower or _same_versions(folder):

@@ -50,6 +50,7 @@ def public_record(audit: Audit) -> dict[str, Any]:
             "delta": None if statement is None else statement.delta,
             "generator_delta": None if statement is None else statement.generator_delta,
             "generator": "" if statement is None else statement.generator,
+            "total_delta": None if statement is None else statement.total_delta,
             "promised_epsilon": _number(audit.manifest, "statement", "upper"),
             "assumptions": [] if statement is None else list(statement.assumptions),
             "not_included": [] if statement is None else list(statement.not_included),

@@ -69,10 +69,10 @@ def _headline(record: Mapping[str, Any]) -> str:
     if guarantee["epsilon"] is not None:
         cost = (
             f"By its ledger the run costs epsilon {rounded_up(guarantee['epsilon'])} at delta "
-            f"{rounded_up(guarantee['delta'])}, for {guarantee['unit']}."
+            f"{rounded_up(guarantee['total_delta'])}, for {guarantee['unit']}."
         )
         if guarantee["generator_delta"]:
-            cost += f" The cut tail of the noise may add {rounded_up(guarantee['generator_delta'], 2)} to delta."
+            cost += f" {rounded_up(guarantee['generator_delta'], 2)} of this delta is what the cut tail of the noise may add."
     return (
         "<h1>samelaw audit</h1>\n"
         f'<p class="byline">Version {escape(record["auditor"]["version"])}; the reviewer had the run folder'

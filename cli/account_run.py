@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from samelaw.accounting.assumptions import Adjacency, Assumptions, Released, Sampler, combined_multiplier, gaussian_dp
-from samelaw.accounting.composition import Plan, Spend, together
+from samelaw.accounting.composition import Plan, Spend
 from samelaw.accounting.curve import DeltaAtEpsilon, privacy_curve
 from samelaw.accounting.engines import Opinion, opinions
 from samelaw.accounting.interval import Interval
-from samelaw.accounting.mechanism import SampledGaussian, mechanism_of
+from samelaw.accounting.mechanism import SampledGaussian
 from samelaw.accounting.solving import least_multiplier, most_steps
-from samelaw.accounting.statement import PrivacyStatement, plan_of, price, state_plan
+from samelaw.accounting.statement import PrivacyStatement, price_together, state_plan
 from samelaw.cli.runfolder import write_text
 from samelaw.contract.errors import InputError, LedgerError
 from samelaw.contract.figures import rounded_down, rounded_up
 from samelaw.contract.ledger import read_ledger, spent
 
 SCHEMA = "samelaw.account/1"
+LONGEST_TIMEOUT = 1e6
 
 
 class OutOfTime(InputError):
@@ -110,22 +111,9 @@ def _of_runs(
             "two of the runs used the same noise key: their noise is not independent, and the difference of their "
             "releases may have none. They cannot be priced together"
         )
-    priced = [mechanism_of(account) for account in accounts]
     found: dict[str, Any] = {"runs": [str(path) for path in options.runs]}
-    if len(accounts) == 1 and not extra:
-        statement = price(accounts[0], delta=options.delta, assumptions=assumptions)
-        return found, statement, statement.plan
-    deltas = {p.delta for p in priced}
-    if options.delta is None and len(deltas) > 1:
-        raise InputError(f"the runs declare different deltas, {sorted(deltas)}: choose one with --delta")
-    plan = together(*(plan_of(p, assumptions) for p in priced)).with_spends(*extra)
-    delta = priced[0].delta if options.delta is None else options.delta
-    each = [price(account, delta=delta, assumptions=assumptions) for account in accounts]
-    caveats = tuple(dict.fromkeys(c for s in each for c in s.caveats)) + tuple(
-        f"{path}: {s.generator}" for path, s in zip(options.runs, each, strict=True)
-    )
-    found["generator_delta_of_each"] = [s.generator_delta for s in each]
-    return found, state_plan(plan, delta, caveats=caveats), plan
+    statement = price_together(accounts, delta=options.delta, assumptions=assumptions, spends=extra)
+    return found, statement, statement.plan
 
 
 def _calibrated(
@@ -193,7 +181,10 @@ def _numbers(option: str, text: str, count: int) -> list[float]:
 
 
 def _ledger(path: Path) -> Path:
-    return path / "ledger.jsonl" if path.is_dir() else path
+    found = path / "ledger.jsonl" if path.is_dir() else path
+    if not found.is_file():
+        raise InputError(f"RUN_DIR must be a run folder or a ledger, and there is no file {str(found)!r}")
+    return found
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -203,8 +194,10 @@ def _check_files(options: argparse.Namespace) -> None:
     ):
         if path is not None and path.suffix not in allowed:
             raise InputError(f"{name} must end in {' or '.join(allowed)}, got {str(path)!r}")
-    if not (math.isfinite(options.timeout) and options.timeout > 0):
-        raise InputError(f"--timeout must be finite and > 0, got {options.timeout!r}")
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"{name} must lie in a folder that exists, got {str(path)!r}")
+    if not 0 < options.timeout <= LONGEST_TIMEOUT:
+        raise InputError(f"--timeout must be in (0, {LONGEST_TIMEOUT:g}] seconds, got {options.timeout!r}")
 
 
 @contextmanager

@@ -172,7 +172,7 @@ def _train(
         )
     _say(
         f"released after {release.step} steps{final}; epsilon in [{rounded_down(statement.lower, 4)}, "
-        f"{rounded_up(statement.upper, 4)}] at delta {rounded_up(spec.delta, 4)}\n{folder / 'report.html'}"
+        f"{rounded_up(statement.upper, 4)}] at delta {rounded_up(statement.total_delta, 4)}\n{folder / 'report.html'}"
     )
     return 0
 

@@ -291,7 +291,8 @@ def _delays(law: Evidence | None, series: Mapping[str, Any]) -> tuple[list[int],
 def _price(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
     statement = dict(manifest["statement"])
     for name, bound in (("lower", rounded_down), ("upper", rounded_up), ("second_opinion", rounded_up),
-                        ("renyi", rounded_up), ("delta", rounded_up), ("generator_delta", rounded_up)):  # fmt: skip
+                        ("renyi", rounded_up), ("delta", rounded_up), ("generator_delta", rounded_up),
+                        ("total_delta", rounded_up)):  # fmt: skip
         if isinstance(statement.get(name), float):
             statement[name] = bound(statement[name], 6)
     left_open = [one["sentence"] for item in evidence for one in item.numbers.get("tolerances", ())]
@@ -356,7 +357,10 @@ def _limits(manifest: Mapping[str, Any], evidence: Sequence[Evidence]) -> str:
 
 def _price_words(statement: Mapping[str, Any]) -> str:
     """Epsilon and delta, both rounded up: what holds at a smaller one holds at a larger one."""
-    epsilon, delta = rounded_up(float(statement["upper"])), rounded_up(float(statement["delta"]))
+    epsilon, delta = (
+        rounded_up(float(statement["upper"])),
+        rounded_up(float(statement.get("total_delta", statement["delta"]))),
+    )
     return f"at most ε\u00a0=\u00a0{epsilon} at δ\u00a0=\u00a0{delta}"
 
 

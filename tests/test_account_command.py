@@ -16,6 +16,7 @@ import pytest
 from samelaw.accounting.mechanism import mechanism_of
 from samelaw.accounting.statement import price
 from samelaw.cli.main import BAD_INPUT, HOLDS, REFUTED, main
+from samelaw.contract.figures import rounded_up
 from samelaw.contract.ledger import Ledger, read_ledger, spent
 from samelaw.contract.schedule import Schedule
 from samelaw.contract.spec import PrivacySpec
@@ -72,6 +73,9 @@ def test_a_run_is_priced_as_its_ledger_says(tmp_path: Path, capsys: pytest.Captu
     assert record["statement"]["generator_delta"] == own.generator_delta
     assert own.generator_delta is not None
     assert 0 < own.generator_delta < 1e-7
+    total = record["statement"]["total_delta"]
+    assert own.delta + own.generator_delta <= total <= (own.delta + own.generator_delta) * (1 + 1e-15)
+    assert f"at delta {rounded_up(total, 6)}" in str(own)
     engines = {a["engine"].split()[0] for a in record["accountants"]}
     assert engines == {"closed", "contour", "prv-accountant", "dp-accounting", "RDP"}
     uppers = [a["upper"] for a in record["accountants"] if a["upper"] is not None]
@@ -111,6 +115,9 @@ def test_runs_on_the_same_data_cost_more_than_each_and_less_than_their_sum(
     assert each.upper < both["lower"]
     assert both["upper"] < 2 * each.lower
     assert both["mechanism"]["steps"] == 2 * STEPS
+    assert each.generator_delta is not None
+    assert both["generator_delta"] >= 2 * each.generator_delta
+    assert both["total_delta"] > both["delta"]
     assert main(["account", str(one), str(one), "--same-data"]) == BAD_INPUT
     copy = ledger(tmp_path / "copy")
     assert main(["account", str(one), str(copy), "--same-data"]) == REFUTED
@@ -178,7 +185,12 @@ def test_calibration_curve_and_plot(tmp_path: Path, capsys: pytest.CaptureFixtur
         ([*PLAN, "--curve", "x.txt"], BAD_INPUT, "--curve"),
         ([*PLAN, "--timeout", "0"], BAD_INPUT, "--timeout"),
         ([*PLAN, "--target-epsilon", "1"], BAD_INPUT, "exactly one"),
-        (["no-such-folder"], REFUTED, "cannot read the ledger"),
+        ([*PLAN, "--timeout", "1e30"], BAD_INPUT, "--timeout"),
+        ([*PLAN, "--curve", "no-such-folder/x.csv"], BAD_INPUT, "--curve must lie in a folder that exists"),
+        (["--phase", "0.1,1e-200,5", "--delta", "1e-5"], BAD_INPUT, "priced in float64"),
+        (["--phase", "0.1,1e200,5", "--delta", "1e-5"], BAD_INPUT, "priced in float64"),
+        (["--phase", "1e-320,1,5", "--delta", "1e-5"], BAD_INPUT, "priced in float64"),
+        (["no-such-folder"], BAD_INPUT, "there is no file"),
         (["no-such-folder", "--steps", "3"], BAD_INPUT, "--steps"),
     ],
 )

@@ -26,7 +26,7 @@ from samelaw.accounting.closed_forms import gaussian_log_delta, solve_epsilon
 from samelaw.accounting.composition import Plan, Spend, price_plan, together
 from samelaw.accounting.contour import Composition
 from samelaw.accounting.engines import evaluate
-from samelaw.accounting.generator import CUT, TAIL, Coordinates, cut_tail, hole
+from samelaw.accounting.generator import CUT, TAIL, Coordinates, Drawn, cut_tail, hole
 from samelaw.accounting.interval import Unavailable
 from samelaw.accounting.mechanism import SampledGaussian
 from samelaw.accounting.pairs import MixturePair, Pair, fixed_size, poisson_add_remove, poisson_replace_one
@@ -319,7 +319,7 @@ def test_the_hole_is_a_bound_for_any_direction(shift: float):
 def test_the_cut_is_visible_and_never_negative():
     size = Coordinates(tables=50_000, dense=2_000)
     cuts = {
-        mode: cut_tail(USUAL, Assumptions(), mode, size, epsilon=1.83, delta=DELTA)
+        mode: cut_tail([Drawn(USUAL, mode, size)], Assumptions(), epsilon=1.83, delta=DELTA)
         for mode in ("replay", "aggregate", "bridge")
     }
     assert 0 < cuts["replay"].delta < 1e-7
@@ -328,10 +328,18 @@ def test_the_cut_is_visible_and_never_negative():
     assert cuts["replay"].total_variation == 1.0  # useless, and said to be
     assert "says nothing" in cuts["replay"].words
     assert pytest.approx(4.7e-14, rel=0.02) == TAIL
-    wide = cut_tail(USUAL, Assumptions(), "aggregate", Coordinates(10**12, 0), epsilon=8.0, delta=DELTA)
+    wide = cut_tail([Drawn(USUAL, "aggregate", Coordinates(10**12, 0))], Assumptions(), epsilon=8.0, delta=DELTA)
     assert wide.delta == 1.0
-    strong = cut_tail(SampledGaussian(0.01, 0.3, 10), Assumptions(), "replay", size, epsilon=20.0, delta=DELTA)
+    strong = cut_tail([Drawn(SampledGaussian(0.01, 0.3, 10), "replay", size)], Assumptions(), epsilon=20.0, delta=DELTA)
     assert strong.delta > 1e-4  # at sigma 0.3 a shift of 3.3 sigma meets the cut
+
+
+def test_the_cuts_of_two_runs_are_counted_at_their_common_epsilon():
+    """In aggregate mode the cut is multiplied by e^epsilon, and together the runs have the larger one."""
+    run = Drawn(USUAL, "aggregate", Coordinates(tables=50_000, dense=2_000))
+    alone = cut_tail([run], Assumptions(), epsilon=1.83, delta=DELTA).delta
+    both = cut_tail([run, run], Assumptions(), epsilon=2.7, delta=DELTA).delta
+    assert both >= 2 * math.exp(2.7 - 1.83) * alone * 0.99
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
@@ -382,7 +390,7 @@ def test_replace_one_priced_as_add_remove_is_below_a_known_attack():
 def test_a_faulty_generator_cut_would_be_seen(monkeypatch: pytest.MonkeyPatch):
     """torch's own normals end at 5.77: the term must say so."""
     size = Coordinates(tables=0, dense=2_000)
-    good = cut_tail(USUAL, Assumptions(), "replay", size, epsilon=1.83, delta=DELTA).delta
+    good = cut_tail([Drawn(USUAL, "replay", size)], Assumptions(), epsilon=1.83, delta=DELTA).delta
     monkeypatch.setattr(generator, "CUT", 5.768)
     monkeypatch.setattr(generator, "TAIL", 2 * float(stats.norm.sf(5.768)))
-    assert cut_tail(USUAL, Assumptions(), "replay", size, epsilon=1.83, delta=DELTA).delta > 1000 * good
+    assert cut_tail([Drawn(USUAL, "replay", size)], Assumptions(), epsilon=1.83, delta=DELTA).delta > 1000 * good

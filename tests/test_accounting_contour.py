@@ -15,7 +15,9 @@ from scipy import optimize, stats
 
 from samelaw.accounting import contour, pld, prv, rdp
 from samelaw.accounting.closed_forms import gaussian_log_delta, single_step_log_delta, solve_epsilon
+from samelaw.accounting.composition import Plan
 from samelaw.accounting.contour import Composition, Parts, contour_interval
+from samelaw.accounting.curve import delta_at
 from samelaw.accounting.engines import evaluate, opinions
 from samelaw.accounting.interval import Interval, Unavailable
 from samelaw.accounting.mechanism import SampledGaussian
@@ -322,6 +324,36 @@ def test_the_single_step_closed_form_and_the_direction_rule():
     if isinstance(found, Interval):
         assert found.lower <= exact * (1 + 1e-6)
         assert found.upper >= exact * (1 - 1e-6)
+
+
+def test_a_gaussian_with_a_tiny_shift_takes_no_long_line():
+    """mu = 1e-9 needs orders far above those of mixtures; with less, the line had millions of points."""
+    truth = solve_epsilon(lambda e: gaussian_log_delta(e, 1e-9), 1e-12)[1]
+    line = Composition([(GaussianPair(1e-9), 1)]).line(truth, 1e-12, 1e-9)
+    assert len(line.log_values) < 10_000
+    found = Composition([(GaussianPair(1e-9), 1)]).epsilon(1e-12)
+    assert isinstance(found, Interval)
+    assert found.lower <= truth <= found.upper
+
+
+@pytest.mark.parametrize(("q", "sigma"), [(1.0, 1e9), (1.0, 1e7), (0.3, 1e8), (1.0, 0.5), (1e-6, 3.0)])
+def test_the_closed_form_of_the_curve_is_widened_by_what_cancels(q: float, sigma: float):
+    """At a shift of 1e-9, delta is the difference of two probabilities that agree in nine digits."""
+    with mpmath.workdps(60):
+        for epsilon in (0.0, 0.25 * q / sigma, 1.5):
+            grown, shift, share = mpmath.exp(epsilon), 1 / mpmath.mpf(sigma), mpmath.mpf(q)
+            place = mpmath.log((grown - 1 + share) / share) / shift + shift / 2
+            removal = share * mpmath.ncdf(shift - place) - (grown - 1 + share) * mpmath.ncdf(-place)
+            found = delta_at(Plan((SampledGaussian(q, sigma, 1),)), epsilon)
+            assert found.lower <= removal * (1 + mpmath.mpf(10) ** -40)
+            assert found.upper >= removal
+            if removal > 1e-200:
+                assert found.upper - found.lower <= 0.05 * removal
+
+
+def test_no_upper_end_of_the_curve_is_zero():
+    for steps in (1, 40):
+        assert delta_at(Plan((SampledGaussian(0.2, 3.0, steps),)), 4000.0).upper > 0
 
 
 def test_lines_that_contradict_are_an_error(monkeypatch: pytest.MonkeyPatch):

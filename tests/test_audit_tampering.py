@@ -305,6 +305,16 @@ def an_epsilon_below_zero(manifest: dict[str, Any]) -> None:
 
 
 @edited("A1")
+def a_delta_without_the_generators_share(manifest: dict[str, Any]) -> None:
+    manifest["statement"]["total_delta"] = manifest["statement"]["delta"]
+
+
+@edited("I2")
+def no_total_delta(manifest: dict[str, Any]) -> None:
+    del manifest["statement"]["total_delta"]
+
+
+@edited("A1")
 def a_statement_about_fewer_steps(manifest: dict[str, Any]) -> None:
     manifest["statement"]["mechanism"]["steps"] = 1
 

@@ -24,6 +24,40 @@ SPEC = PrivacySpec(
 DIGEST = "ab" * 32
 
 
+STATEMENT = {
+    "schema": "samelaw.statement/3",
+    "lower": 1.81,
+    "estimate": 1.82,
+    "upper": 1.84,
+    "delta": 1e-5,
+    "generator_delta": 2e-7,
+    "total_delta": 1.02e-5,
+    "generator": "the cut adds at most 2e-7",
+    "engine": "contour",
+    "note": "",
+    "reason": "composition of subsampled steps",
+    "second_opinion": 1.84,
+    "second_engine": "dp-accounting PLD",
+    "renyi": None,
+    "mechanism": {"sampling_rate": 0.01, "noise_multiplier": 1.0, "steps": 80},
+    "plan": {
+        "phases": [{"sampling_rate": 0.01, "noise_multiplier": 1.0, "steps": 80}],
+        "assumptions": {
+            "adjacency": "add_remove",
+            "sampler": "poisson",
+            "examples_per_unit": 1,
+            "released": "every_iterate",
+            "public_batch_size": True,
+        },
+        "spends": [],
+    },
+    "adjacency": "add_remove",
+    "assumptions": ["Poisson", "q"],
+    "not_included": ["the density error of the generator"],
+    "caveats": [],
+}
+
+
 def manifest(kind="verify", **changed):
     record = {
         "schema": "samelaw.manifest/1",
@@ -34,7 +68,7 @@ def manifest(kind="verify", **changed):
         "law_digest": SPEC.digest(),
         "key": {"origin": "os", "commitment": DIGEST},
         "ledger": {"head": DIGEST, "entries": 162},
-        "statement": {"lower": 1.81, "estimate": 1.82, "upper": 1.84, "delta": 1e-5, "assumptions": ["Poisson", "q"]},
+        "statement": STATEMENT,
         "options": {"device": "cpu", "fault": None},
         "files": {"ledger.jsonl": DIGEST},
         "environment": {"python": "3.11.7"},
@@ -126,7 +160,7 @@ def test_the_verdict_comes_first_and_in_words():
     text = page(manifest(), [claim(), law()], SERIES)
     words = re.sub(r"<[^>]+>", " ", text[text.index("<body>") :]).replace("\u00a0", " ")
     assert words.index("Nothing that was checked tells the fast private trainer from the textbook one") < 200
-    assert "at most ε = 1.84 at δ = 1e-05" in words
+    assert "at most ε = 1.84 at δ = 1.02e-05" in words
     assert "2 checks: 1 found everything equal to the bit, 1 held" in words
 
 
@@ -233,7 +267,7 @@ def test_a_seeded_key_is_a_warning():
 
 
 def test_the_headline_promises_no_more_than_the_manifest():
-    statement = {**manifest()["statement"], "upper": 4.403848, "delta": 4.0340e-06}
+    statement = {**manifest()["statement"], "upper": 4.403848, "delta": 3e-6, "total_delta": 4.0340e-06}
     assert "ε\u00a0=\u00a04.41 at δ\u00a0=\u00a04.04e-06" in page(manifest(statement=statement), [claim()], {})
     tiny = {**statement, "upper": 1e-300}
     assert "ε\u00a0=\u00a01e-300" in page(manifest(statement=tiny), [claim()], {})
@@ -321,6 +355,13 @@ def test_a_manifest_matches_its_schema(kind):
         lambda r: r.update(created="yesterday"),
         lambda r: r.pop("verdict"),
         lambda r: r["statement"].pop("upper"),
+        lambda r: r["statement"].pop("total_delta"),
+        lambda r: r["statement"].update(generator_delta=None),
+        lambda r: r["statement"].update(generator_delta=-1e-9),
+        lambda r: r["statement"].update(schema="samelaw.statement/2"),
+        lambda r: r["statement"].update(seed=3),
+        lambda r: r["statement"]["mechanism"].update(steps=-1),
+        lambda r: r["statement"]["plan"].pop("spends"),
         lambda r: r["files"].update(x="not a digest"),
         lambda r: r.update(batch_sizes=[1, 2]),
     ],
