@@ -72,7 +72,7 @@ def _headline(record: Mapping[str, Any]) -> str:
             f"{rounded_up(guarantee['total_delta'])}, for {guarantee['unit']}."
         )
         if guarantee["generator_delta"]:
-            cost += f" {rounded_up(guarantee['generator_delta'], 2)} of this delta is what the cut tail of the noise may add."
+            cost += f" {rounded_up(guarantee['generator_delta'], 2)} of it is for the cut tail of the noise."
     return (
         "<h1>samelaw audit</h1>\n"
         f'<p class="byline">Version {escape(record["auditor"]["version"])}; the reviewer had the run folder'
