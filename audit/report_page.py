@@ -5,6 +5,7 @@ The page holds what the public record holds and nothing more; it asks for nothin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -81,6 +82,15 @@ def _headline(record: Mapping[str, Any]) -> str:
     )
 
 
+def _odds(epsilon: float) -> str:
+    """What epsilon means for somebody who bets; e to the power epsilon, rounded up."""
+    if epsilon > 20:
+        return "so large that it is no practical limit on what can be told"
+    return (
+        f"seeing it changes the odds by a factor of at most {rounded_up(math.exp(epsilon))}, but for a chance of delta"
+    )
+
+
 def _summary(record: Mapping[str, Any]) -> str:
     """What was promised, what was shown, what was not: for a reader without the field's words."""
     checks: Sequence[Mapping[str, Any]] = record["checks"]
@@ -89,8 +99,7 @@ def _summary(record: Mapping[str, Any]) -> str:
         "Nothing that can be read."
         if guarantee["promised_epsilon"] is None
         else "That anybody who sees the model can tell whether any one training example was used only as well as "
-        f"epsilon {rounded_up(guarantee['promised_epsilon'])} allows. At 0 nothing can be told; each unit multiplies "
-        "the odds by at most 2.72."
+        f"epsilon {rounded_up(guarantee['promised_epsilon'])} allows: {_odds(guarantee['promised_epsilon'])}."
     )
     shown = [c["title"] for c in checks if c["verdict"] in ("PROVED", "EQUIVALENT")]
     tested = [c["title"] for c in checks if c["verdict"] == "NOT REFUTED"]

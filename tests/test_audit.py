@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -224,6 +226,9 @@ def test_the_record_matches_its_schema_and_the_page_asks_nobody_for_anything(goo
     html = (tmp_path / "a.html").read_text()
     assert "default-src 'none'" in html
     assert "<script" not in html
+    promised = json.loads((tmp_path / "a.record.json").read_text())["guarantee"]["promised_epsilon"]
+    odds = float(re.search(r"changes the odds by a factor of at most ([0-9.]+), but", html)[1])
+    assert math.exp(promised) <= odds <= 1.01 * math.exp(promised)
     assert "http" not in html.replace("http-equiv", "")
     assert (tmp_path / "a.evidence.json").stat().st_mode & 0o077 == 0
     suite = ElementTree.parse(tmp_path / "a.xml").getroot()
