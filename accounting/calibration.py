@@ -51,7 +51,10 @@ def calibrate(target_epsilon: float, *, sampling_rate: float, steps: int, delta:
     ):
         multiplier, factor = _round_up(multiplier * factor), factor * factor  # few tries, however far the truth is
         if multiplier > LARGEST_MULTIPLIER:
-            raise InputError(f"no noise multiplier up to {LARGEST_MULTIPLIER:g} is certified for {target_epsilon:g}")
+            raise InputError(
+                f"no noise multiplier up to {LARGEST_MULTIPLIER:g} is certified for epsilon {target_epsilon:g} at "
+                f"delta {delta:g}: ask for a larger epsilon"
+            )
     return multiplier
 
 

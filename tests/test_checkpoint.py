@@ -481,5 +481,6 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_a_run_that_is_killed_twenty_times_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    killed_and_resumed(tmp_path, kills=20)
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_many_times_resumes_to_the_same_bits(kills: int, tmp_path: Path) -> None:
+    killed_and_resumed(tmp_path, kills=kills)

@@ -254,6 +254,7 @@ def test_no_two_faults_of_the_sampler_draw_the_same_batches(tmp_path):
     assert len(drawn) == len(set(drawn.values())) >= 6
 
 
+@pytest.mark.slow
 def test_all_sound_runs_of_a_command_share_one_budget(monkeypatch):
     rates = []
 
