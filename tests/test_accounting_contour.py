@@ -145,6 +145,8 @@ def test_a_single_step_is_bracketed_where_its_line_is_short_enough(
     pair = poisson_add_remove(q, sigma)[0 if removal else 1]
     found = Composition([(pair, 1)]).delta(epsilon)
     if isinstance(found, Unavailable):
+        # One addition takes too long a line at these points; removal must always have an answer.
+        assert not removal, found.reason
         pytest.skip(found.reason)
     x = np.linspace(-12 * sigma, 1 + 12 * sigma, 400_001)
     absent = stats.norm.pdf(x, 0, sigma)

@@ -63,6 +63,7 @@ def test_prv_accountant_brackets_the_golden_epsilon(point: dict[str, Any]):
         pytest.skip("prv-accountant is not used for full batches")
     found = prv.prv_interval(mechanism, delta, scale=rdp.rdp_epsilon(mechanism, delta))
     if isinstance(found, Unavailable):
+        assert delta <= 1e-10, found.reason  # only there may rounding be too much for this accountant
         pytest.skip(found.reason)
     assert found.lower <= truth + 4e-6
     assert found.upper >= truth - 4e-6
